@@ -1,0 +1,30 @@
+# Every target does its own set-up (scripts/setup.py): nothing has to be installed or activated first.
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-stop test bench lint soak clean
+RUN := ./scripts/run
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## watch traffic being captured, balanced, logged and drained (KEEP=1 leaves it running)
+	@$(RUN) demo python -m demo
+
+demo-stop: ## end what KEEP=1 left running
+	@$(RUN) demo python -m demo --stop
+
+test: ## lint, types and all tests: unit, conformance, network namespaces, end to end
+	@$(RUN) test scripts/check
+
+bench: ## compare with Envoy and HAProxy: requests per second, latency, memory
+	@$(RUN) bench python -m bench
+
+lint: ## ruff and mypy --strict
+	@$(RUN) lint scripts/lint
+
+soak: ## an hour of mixed load; fails on leaks and errors
+	@$(RUN) test python -m bench.soak
+
+clean: ## remove the virtual environment, the installed copy and caches
+	@$(RUN) remove
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,10 @@
+"""The supervisor of the sidecar: `pilot-agent`.
+
+It starts the proxy, says when it is ready, and ends it without losing a request. It knows the proxy only through its
+command line, its admin port and its exit status, so that any Envoy-compatible program can be the child.
+
+One role a file: `cli` finds the command, `flags` parses, `options` holds the flag tables, `environment`,
+`pod_files`, `proxy_config` and `custom_config` read what configures a pod, `child_command` turns that into the child's
+arguments, `child` starts and ends the process, `admin` asks it, `status/` answers on port 15020, `drain` and
+`supervisor` are the life of the whole, `wait` and `version` are the small commands.
+"""

@@ -1,0 +1,84 @@
+"""The addresses of the pod, which decide between IPv4 and IPv6."""
+
+import ctypes
+import ipaddress
+import socket
+import struct
+from collections.abc import Collection, Iterator, Sequence
+
+_IFF_UP = 0x1
+
+
+class _SockAddr(ctypes.Structure):
+    _fields_ = [("family", ctypes.c_ushort), ("data", ctypes.c_ubyte * 26)]
+
+
+class _IfAddrs(ctypes.Structure):
+    """struct ifaddrs of getifaddrs(3)."""
+
+
+_IfAddrs._fields_ = [
+    ("next", ctypes.POINTER(_IfAddrs)),
+    ("name", ctypes.c_char_p),
+    ("flags", ctypes.c_uint),
+    ("address", ctypes.POINTER(_SockAddr)),
+]  # more members follow, none of them ours
+
+
+def interface_addresses(excluded: Collection[str] = ()) -> list[str]:
+    """Addresses of the interfaces that are up, neither loopback nor link-local, without the `excluded` interfaces.
+
+    Python's standard library has no such list. Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    head = ctypes.POINTER(_IfAddrs)()
+    if libc.getifaddrs(ctypes.byref(head)) != 0:
+        raise OSError(ctypes.get_errno(), "getifaddrs failed")
+    try:
+        return [text for name, text in _walk(head) if name not in excluded]
+    finally:
+        libc.freeifaddrs(head)
+
+
+def _walk(entry: "ctypes._Pointer[_IfAddrs]") -> Iterator[tuple[str, str]]:
+    while entry:
+        item = entry.contents
+        if item.address and item.flags & _IFF_UP:
+            raw = bytes(item.address.contents.data)
+            # sockaddr_in: port, address. sockaddr_in6: port, flow label, address.
+            if item.address.contents.family == socket.AF_INET:
+                address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(raw[2:6])
+            elif item.address.contents.family == socket.AF_INET6:
+                address = ipaddress.IPv6Address(struct.unpack_from("16s", raw, 6)[0])
+            else:
+                entry = item.next
+                continue
+            if not (address.is_loopback or address.is_link_local or address.is_unspecified):
+                yield item.name.decode(errors="replace"), str(address)
+        entry = item.next
+
+
+def node_addresses(instance_ip: str, interfaces: Sequence[str]) -> tuple[str, ...]:
+    """INSTANCE_IP first when it is one, then those of the interfaces; both loopbacks when there is none at all."""
+    found: dict[str, None] = {}
+    for text in (instance_ip, *interfaces):
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            continue
+        mapped = getattr(address, "ipv4_mapped", None)
+        found[str(mapped or address)] = None
+    return tuple(found) or ("127.0.0.1", "::1")
+
+
+def ip_version(addresses: Sequence[str]) -> str:
+    """`v6` when every address is IPv6, else `v4`: the proxy's --local-address-ip-version."""
+    return "v6" if all(":" in address for address in addresses) else "v4"
+
+
+def loopbacks(addresses: Sequence[str]) -> tuple[str, str]:
+    """Where the proxy's admin port is asked: the loopback of the pod's family first, then the other one.
+
+    Literals, because `localhost` resolves to one family only in some images while an admin listens on one only.
+    """
+    return ("::1", "127.0.0.1") if ip_version(addresses) == "v6" else ("127.0.0.1", "::1")

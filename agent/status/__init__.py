@@ -1,0 +1,1 @@
+"""What the agent answers on its status port (15020)."""

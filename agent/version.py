@@ -1,0 +1,57 @@
+"""`pilot-agent version`: build information in the shape of the real program."""
+
+import importlib.metadata
+import json
+import os
+import platform
+
+from agent.flags import Parsed
+from agent.options import VersionOptions, version_options
+
+_PROJECT = "pysidecar"
+_UNKNOWN = "unknown"  # what the real program prints for a build without stamps
+
+
+def build_info() -> dict[str, str]:
+    """The keys of the real program. `golang_version` is what was built with: here the Python version."""
+    version = _version()
+    return {
+        "version": version,
+        "revision": _UNKNOWN,
+        "golang_version": f"python{platform.python_version()}",
+        "status": _UNKNOWN,
+        "tag": version,
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(_PROJECT)
+    except importlib.metadata.PackageNotFoundError:
+        pass  # runs from a source tree that was never installed
+    import tomllib
+
+    try:
+        with open(os.path.join(os.path.dirname(os.path.dirname(__file__)), "pyproject.toml"), "rb") as file:
+            project = tomllib.load(file).get("project", {})
+    except (OSError, tomllib.TOMLDecodeError):
+        return _UNKNOWN
+    return str(project.get("version", _UNKNOWN)) if project.get("name") == _PROJECT else _UNKNOWN
+
+
+def render(options: VersionOptions, info: dict[str, str]) -> str:
+    document = {"clientVersion": info}
+    if options.output == "json":
+        return json.dumps(document, indent=2)
+    if options.output == "yaml":
+        import yaml
+
+        return yaml.safe_dump(document, sort_keys=False).rstrip()
+    if options.short:
+        return info["version"]
+    return f"client version: {', '.join(f'{key}={value}' for key, value in info.items())}"
+
+
+def run(parsed: Parsed) -> int:
+    print(render(version_options(parsed), build_info()))
+    return 0

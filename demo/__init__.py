@@ -1,0 +1,1 @@
+"""`make demo`: a small mesh on this machine, real traffic through the sidecar. Not part of the installed package."""

@@ -1,0 +1,128 @@
+"""What the process says of itself: state, versions, command line, runtime, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from proxy import version
+from proxy.admin.api import LIVE
+from proxy.admin.console import Console
+from proxy.admin.messages import Request, Response, as_json
+from proxy.options import Options
+
+
+async def handle_ready(console: Console, _request: Request) -> Response:
+    """The state; 200 only when LIVE."""
+    state = console.server.state
+    return Response(200 if state == LIVE else 503, state + "\n")
+
+
+async def handle_server_info(console: Console, _request: Request) -> Response:
+    """admin.v3.ServerInfo, defaults included."""
+    server = console.server
+    uptime = f"{console.uptime()}s"
+    return as_json({
+        "version": version.BUILD,
+        "state": server.state,
+        "uptime_current_epoch": uptime,
+        "uptime_all_epochs": uptime,
+        "hot_restart_version": version.HOT_RESTART_VERSION,
+        "command_line_options": command_line_options(server.options),
+        "node": MessageToDict(server.loaded.message.node, preserving_proto_field_name=True),
+    })
+
+
+_DURATIONS = ("file_flush_interval", "drain_time", "parent_shutdown_time")
+_CAPITALIZED = ("mode", "drain_strategy")
+_RENAMED = {"file_flush_min_size_kb": "file_flush_min_size"}
+
+
+def command_line_options(options: Options) -> dict[str, Any]:
+    """admin.v3.CommandLineOptions of all options."""
+    document: dict[str, Any] = {}
+    for name, value in asdict(options).items():
+        if name in _DURATIONS:
+            value = f"{value:g}s"
+        elif name in _CAPITALIZED:
+            value = value.capitalize()
+        elif name == "base_id":
+            value = str(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        document[_RENAMED.get(name, name)] = value
+    return document
+
+
+async def handle_hot_restart_version(_console: Console, _request: Request) -> Response:
+    """The version that a parent and a child must share."""
+    return Response(200, version.HOT_RESTART_VERSION)
+
+
+async def handle_certs(_console: Console, _request: Request) -> Response:
+    """admin.v3.Certificates: none, since no transport socket that the configuration may name has any."""
+    return as_json({"certificates": []})
+
+
+async def handle_memory(console: Console, _request: Request) -> Response:
+    """admin.v3.Memory of main and its workers. There is no page heap and no thread cache to tell about."""
+    memory = console.memory()
+    return as_json({
+        "allocated": str(memory.allocated),
+        "heap_size": str(memory.heap_size),
+        "pageheap_unmapped": "0",
+        "pageheap_free": "0",
+        "total_thread_cache": "0",
+        "total_physical_bytes": str(memory.physical_size),
+    })
+
+
+async def handle_contention(console: Console, _request: Request) -> Response:
+    """admin.v3.MutexStats: the workers share no mutex, so there is nothing to count."""
+    if not console.server.options.enable_mutex_tracing:
+        return Response(200, "Mutex contention tracing is off; --enable-mutex-tracing turns it on.")
+    return as_json(dict.fromkeys(("num_contentions", "current_wait_cycles", "lifetime_wait_cycles"), "0"))
+
+
+async def handle_init_dump(console: Console, _request: Request) -> Response:
+    """admin.v3.UnreadyTargetsDumps: what the start still waits for."""
+    if console.server.workers_started:
+        return as_json({})
+    return as_json({"unready_targets_dumps": [{"name": "init manager Server", "target_names": ["workers"]}]})
+
+
+async def handle_runtime(console: Console, _request: Request) -> Response:
+    """The layers of the runtime and the value that each key has in them; the last layer that has one wins."""
+    layers = [(layer.name, dict(flatten(MessageToDict(layer.static_layer))))
+              for layer in console.server.loaded.message.layered_runtime.layers]
+    return as_json(runtime_document(layers))
+
+
+def runtime_document(layers: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, Any]:
+    """``{"layers": [...], "entries": {key: {"layer_values": [...], "final_value": ...}}}``, values as strings."""
+    layers = list(layers)
+    entries = {}
+    for key in sorted({key for _, values in layers for key in values}):
+        in_layers = [values.get(key, "") for _, values in layers]
+        entries[key] = {"layer_values": in_layers, "final_value": next((v for v in reversed(in_layers) if v), "")}
+    return {"layers": [name for name, _ in layers], "entries": entries}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``{"a": {"b": 3}}`` as ("a.b", "3")."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "numerator" not in value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

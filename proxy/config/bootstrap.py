@@ -1,0 +1,113 @@
+"""config.bootstrap.v3.Bootstrap: the whole configuration."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from proxy.config import model
+from proxy.config.access_log import DEFAULT_FORMAT, access_log
+from proxy.config.cluster import bind_config, check_clusters, cluster, dns_resolver
+from proxy.config.core import address
+from proxy.config.extensions import Registry
+from proxy.config.listener import check_listeners, listener
+from proxy.config.model import AccessLog, Admin, Bootstrap, Node, SocketAddress, StatsConfig
+from proxy.config.reader import Reader, ignore
+from proxy.config.runtime import UNLIMITED_CONNECTIONS, layered_runtime
+from proxy.config.stats_config import stats_config
+
+
+def _node(reader: Reader) -> Node:
+    """core.v3.Node; what only xDS servers see is left out."""
+    return Node(reader.string("id"), reader.string("cluster"))
+
+
+def _admin(reader: Reader) -> Admin:
+    """bootstrap.v3.Admin."""
+    logs = reader.each("access_log", access_log)
+    if path := reader.string("access_log_path"):
+        logs += (AccessLog(path, DEFAULT_FORMAT),)
+    return Admin(reader.sub("address", address), logs)
+
+
+# --- extensions -----------------------------------------------------------------------------------------------------
+
+BOOTSTRAP_EXTENSIONS: Registry[bool] = Registry(
+    "bootstrap extension",
+    (),
+    {"envoy.extensions.bootstrap.internal_listener.v3.InternalListener": ignore},
+)
+REGEX_ENGINES: Registry[bool] = Registry(
+    "regex engine",
+    (),
+    {"envoy.extensions.regex_engines.v3.GoogleRE2": ignore},
+)
+
+
+def _connection_limit(reader: Reader) -> bool:
+    """resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig without effect."""
+    limit = reader.integer("max_active_downstream_connections")
+    if 0 < limit < UNLIMITED_CONNECTIONS:
+        reader.error("max_active_downstream_connections",
+                     f"connection limits are not supported yet; supported: no limit ({UNLIMITED_CONNECTIONS} or more)")
+    return True
+
+
+RESOURCE_MONITORS: Registry[bool] = Registry(
+    "resource monitor",
+    ("envoy.config.overload.v3.ResourceMonitor.typed_config",),
+    {"envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig": _connection_limit},
+)
+
+
+def _extension(registry: Registry[bool], reader: Reader) -> bool:
+    """core.v3.TypedExtensionConfig (or anything else with a typed_config and a name that is only a label)."""
+    return reader.extension("typed_config", registry)
+
+
+def _overload_manager(reader: Reader) -> bool:
+    """overload.v3.OverloadManager whose monitors trigger nothing."""
+    reader.each("resource_monitors", partial(_extension, RESOURCE_MONITORS))
+    return True
+
+
+# --- resources ------------------------------------------------------------------------------------------------------
+
+
+def _clusters(sources: tuple[SocketAddress, ...], reader: Reader) -> tuple[model.Cluster, ...]:
+    if reader.scope.check_references:
+        names = (message.name for message in reader.message.clusters)  # type: ignore[attr-defined]
+        reader.scope.clusters = frozenset(names)
+    clusters = reader.each("clusters", partial(cluster, sources))
+    check_clusters(reader, "clusters", clusters)
+    return clusters
+
+
+def _static_resources(sources: tuple[SocketAddress, ...], reader: Reader
+                      ) -> tuple[tuple[model.Listener, ...], tuple[model.Cluster, ...]]:
+    clusters = _clusters(sources, reader)
+    listeners = reader.each("listeners", listener)
+    check_listeners(reader, "listeners", listeners)
+    return listeners, clusters
+
+
+def bootstrap(reader: Reader) -> Bootstrap:
+    """Compile a bootstrap. The runtime comes first: other compilers look keys up in it."""
+    scope = reader.scope
+    runtime = reader.sub("layered_runtime", layered_runtime) or {}
+    scope.runtime = runtime
+    sources = reader.sub("cluster_manager", lambda manager: manager.sub("upstream_bind_config", bind_config)) or ()
+    reader.sub("dynamic_resources", ignore)
+    reader.sub("overload_manager", _overload_manager)
+    reader.each("bootstrap_extensions", partial(_extension, BOOTSTRAP_EXTENSIONS))
+    reader.sub("default_regex_engine", partial(_extension, REGEX_ENGINES))
+    reader.sub("typed_dns_resolver_config", dns_resolver)
+    listeners, clusters = reader.sub("static_resources", partial(_static_resources, sources)) or ((), ())
+    return Bootstrap(
+        node=reader.sub("node", _node) or Node(),
+        admin=reader.sub("admin", _admin) or Admin(),
+        listeners=listeners,
+        clusters=clusters,
+        stats=reader.sub("stats_config", stats_config) or StatsConfig(),
+        stats_flush_interval=reader.seconds("stats_flush_interval", 5.0),
+        runtime=tuple(runtime.items()),
+    )

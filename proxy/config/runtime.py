@@ -1,0 +1,159 @@
+"""layered_runtime: static layers become one mapping; the keys that change what a proxy does are known here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from proxy.config.reader import Reader, ignore
+
+UNLIMITED_CONNECTIONS = 2**31 - 1
+"""Istio's "no limit" for connections."""
+
+FEATURE = "envoy.reloadable_features."
+REJECT_PATH_WITH_FRAGMENT = f"{FEATURE}http_reject_path_with_fragment"
+MAX_REQUEST_HEADERS_COUNT = f"{FEATURE}max_request_headers_count"
+MAX_REQUEST_HEADERS_KB = f"{FEATURE}max_request_headers_size_kb"
+MAX_RESPONSE_HEADERS_COUNT = f"{FEATURE}max_response_headers_count"
+MAX_RESPONSE_HEADERS_KB = f"{FEATURE}max_response_headers_size_kb"
+RE2_MAX_PROGRAM_SIZE = "re2.max_program_size.error_level"
+CLIENT_SAMPLING = "tracing.client_enabled"
+RANDOM_SAMPLING = "tracing.random_sampling"
+OVERALL_SAMPLING = "tracing.global_enabled"
+
+HONOURED = frozenset((
+    REJECT_PATH_WITH_FRAGMENT, MAX_REQUEST_HEADERS_COUNT, MAX_REQUEST_HEADERS_KB, MAX_RESPONSE_HEADERS_COUNT,
+    MAX_RESPONSE_HEADERS_KB, RE2_MAX_PROGRAM_SIZE, CLIENT_SAMPLING, RANDOM_SAMPLING, OVERALL_SAMPLING,
+))
+"""Keys that compilers look up."""
+
+
+def _always(value: object) -> bool:
+    return True
+
+
+def _no_limit(value: object) -> bool:
+    try:
+        return float(str(value)) >= UNLIMITED_CONNECTIONS
+    except ValueError:
+        return False
+
+
+HARMLESS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    (r"envoy\.reloadable_features\.coalesce_lb_rebuilds_on_batch_update", _always,
+     "when load balancers are rebuilt after an update; a static configuration has no updates"),
+    (r"envoy\.reloadable_features\.fixed_heap_use_allocated", _always,
+     "how the fixed_heap resource monitor measures, which is refused"),
+    (r"envoy\.deprecated_features:.*", _always,
+     "permits a deprecated field; each field is accepted or refused on its own"),
+    (r"re2\.max_program_size\.warn_level", _always, "only counts and logs"),
+    (r"overload\.global_downstream_max_connections", _no_limit, "no limit"),
+    (r"envoy\.resource_limits\.listener\..*\.connection_limit", _no_limit, "no limit"),
+    (r"overload\.premature_reset_.*", _always, "counts resets of HTTP/2 streams"),
+)
+"""(pattern of keys, test of the value, why it has no visible effect)."""
+
+VISIBLE_FEATURES: dict[str, bool | None] = {
+    "always_use_v6": None,
+    "codec_client_enable_idle_timer_only_when_connected": None,
+    "connection_close_through_filter_manager": None,
+    "enable_new_query_param_present_match_behavior": None,
+    "enable_stats_explicit_tags": None,
+    "enable_universal_header_validator": False,
+    "filter_manager_forward_added_data_on_continue": None,
+    "getaddrinfo_no_ai_flags": None,
+    "grpc_timeout_returns_deadline_exceeded": False,
+    "hide_transport_failure_reason_in_response_body": True,
+    "http1_allow_query_method": True,
+    "http1_close_connection_on_zombie_stream_complete": None,
+    "http_inspector_fast_fail_invalid_method_bytes": True,
+    "http_pause_generic_upgrade_request_body": None,
+    "least_request_lb_count_pending_requests": True,
+    "map_http_stream_reset_to_tcp_rst": None,
+    "match_headers_individually": True,
+    "non_graceful_drain_notifies_connections": False,
+    "preserve_downstream_keepalive": None,
+    "propagate_downstream_rst_to_upstream": None,
+    "re2_use_latin1_mode": True,
+    "response_headers_to_remove_on_1xx": None,
+    "sanitize_upstream_stream_duration_header": True,
+    "skip_pending_overflow_count_on_active_rq": True,
+    "strict_chunk_parsing": False,
+    "strip_dotdot_segments_with_parameters": None,
+    "strip_path_parameters_per_segment": None,
+    "strip_upgrade_header_on_failed_websocket_upgrades": None,
+}
+"""Feature flags of Envoy 1.40 that change what clients, upstreams or statistics show here, with the value that is how
+this proxy behaves; None: neither is promised."""
+
+REFUSED: tuple[tuple[str, str], ...] = (
+    (r"overload\.global_downstream_max_connections|envoy\.resource_limits\.listener\..*\.connection_limit",
+     f"connection limits are not supported yet; supported: no limit ({UNLIMITED_CONNECTIONS} or more)"),
+    (r"circuit_breakers\..*", "circuit breakers from the runtime are not supported yet; set circuit_breakers"),
+    (r"upstream\..*", "upstream settings from the runtime are not supported yet"),
+    (r"(?:outlier_detection|health_check)\..*", "outlier detection and health checks are not supported yet"),
+    (r"(?:http|http_connection_manager|listener|router|access_log|overload|regex|fault|ratelimit)\..*",
+     "this setting from the runtime is not supported yet"),
+)
+"""(pattern of keys, why they are refused): their effect would be visible."""
+
+
+def layered_runtime(reader: Reader) -> dict[str, object]:
+    """bootstrap.v3.LayeredRuntime: key -> value of the last layer that has it."""
+    names: set[str] = set()
+    merged: dict[str, object] = {}
+    for name, values in reader.each("layers", _layer):
+        if name in names:
+            reader.error("layers", f"Duplicate layer name: {name}")
+        names.add(name)
+        merged.update(values)
+    return merged
+
+
+def _layer(reader: Reader) -> tuple[str, dict[str, object]]:
+    """bootstrap.v3.RuntimeLayer."""
+    kind = reader.chosen("layer_specifier")
+    values: dict[str, object] = {}
+    if kind == "static_layer":
+        values = _flatten(reader, reader.struct("static_layer"))
+        for key, value in values.items():
+            _check(reader, key, value)
+    elif kind == "admin_layer":
+        reader.sub("admin_layer", ignore)
+    elif kind is not None:
+        reader.take(kind)
+        reader.error(kind, "is not supported yet; supported: static_layer, admin_layer")
+    return reader.string("name"), values
+
+
+def _flatten(reader: Reader, struct: dict[str, object]) -> dict[str, object]:
+    """Nested structs as dotted keys; a struct with a numerator is a fraction."""
+    flat: dict[str, object] = {}
+    todo = list(reversed(struct.items()))
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict) and not value.keys() & {"numerator", "denominator"}:
+            todo.extend((f"{key}.{below}", inner) for below, inner in reversed(value.items()))
+        elif isinstance(value, dict | bool | int | float | str):
+            flat[key] = value
+        else:
+            reader.error(f"static_layer[{key}]", f"Invalid runtime entry value for {key}")
+    return flat
+
+
+def _check(reader: Reader, key: str, value: object) -> None:
+    where = f"static_layer[{key}]"
+    if key in HONOURED or any(re.fullmatch(pattern, key) and test(value) for pattern, test, _ in HARMLESS):
+        return
+    feature = key.removeprefix(FEATURE)
+    if feature != key and feature in VISIBLE_FEATURES:
+        ours = VISIBLE_FEATURES[feature]
+        if ours is None or str(value).lower() != str(ours).lower():
+            only = "" if ours is None else f"; supported: {str(ours).lower()}"
+            reader.error(where, f"this feature flag is not supported yet{only}")
+        return
+    for pattern, why in REFUSED:
+        if re.fullmatch(pattern, key):
+            reader.error(where, why)
+            return
+    reader.warn(where, "this runtime key is not known and has no effect")

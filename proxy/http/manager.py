@@ -1,0 +1,151 @@
+"""The HTTP connection manager of one filter chain: everything that its connections and streams share."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from proxy.http import server_connection as sc
+from proxy.http.filters import FILTERS, ROUTER
+from proxy.http.filters.base import FilterChain
+from proxy.http.headers import Field, Headers, field
+from proxy.http.path import PathNormalizer
+from proxy.http.request_rules import RequestRules
+from proxy.http.response_rules import ResponseRules
+from proxy.http.route_table import RouteTable
+from proxy.http.router import Router
+from proxy.stats.groups import HttpStats, ListenerHttpStats
+
+if TYPE_CHECKING:
+    from proxy.config import model
+    from proxy.context import Context
+    from proxy.http.route_table import CompiledRoute
+    from proxy.http.stream import Stream
+    from proxy.listener.connection import Connection
+    from proxy.listener.listener import ActiveListener
+
+
+def own_address() -> str:
+    """A non-loopback address of this machine, which stands for loopback peers in x-forwarded-for (as in Envoy)."""
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as s:
+                s.connect((probe, 9))  # a UDP connect sends nothing: it only asks the routing table
+                return str(s.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
+def proper_case(f: Field) -> bytes:
+    """A field with each word of its name capitalised (header_key_format.proper_case_words)."""
+    return b"%b: %b\r\n" % (b"-".join(w.capitalize() for w in f[0].split(b"-")), f[1])
+
+
+class HttpConnectionManager:
+    """extensions.filters.network.http_connection_manager.v3.HttpConnectionManager at work."""
+
+    def __init__(self, config: model.HttpConnectionManager, listener: ActiveListener, context: Context) -> None:
+        self.config = config
+        self.context = context
+        self.now = context.loop.time
+        self.own_address = own_address() if config.use_remote_address else "127.0.0.1"
+        prefix = f"http.{config.stat_prefix}"
+        self.stats = context.registry.group(HttpStats, prefix)
+        self._listener_stats = context.registry.group(ListenerHttpStats, f"{listener.stat_prefix}.{prefix}")
+        self.loggers = tuple(context.log_files.logger(c) for c in config.access_logs)
+        self.egress = listener.config.traffic_direction == "OUTBOUND"
+        self.tracing = config.tracing is not None
+        self.request_rules = RequestRules(config, context, self.egress)
+        self.response_rules = ResponseRules(config)
+        self.route_table = RouteTable(config.route_config)
+        self.path_normalizer = PathNormalizer(config)
+        self.filters = FilterChain(
+            FILTERS[f.type_url](f, context) for f in config.http_filters if f.type_url != ROUTER
+        )
+        self.router = Router(self, context)
+        self.upgrades = dict(config.upgrade_types)
+        self.max_requests = config.max_requests_per_connection
+        self.stream_timers = bool(config.stream_idle_timeout or config.request_timeout or config.max_stream_duration)
+        self.proper_case = proper_case if config.http1.proper_case_words else None
+        self.rewrites_host = (config.strip_matching_host_port or config.strip_any_host_port
+                              or config.strip_trailing_host_dot)
+        self.body_limit = listener.config.per_connection_buffer_limit_bytes or 1 << 62
+
+    def protocol(self, connection: Connection) -> sc.ServerConnection:
+        """The protocol of a new connection."""
+        return sc.ServerConnection(self, connection)
+
+    @staticmethod
+    def make_headers(pairs: list[tuple[bytes, bytes]]) -> Headers:
+        """Headers of a local reply."""
+        return Headers([field(name, value) for name, value in pairs])
+
+    def rewrite_host(self, stream: Stream) -> bytes:
+        """strip_trailing_host_dot, strip_any_host_port and strip_matching_host_port."""
+        config = self.config
+        authority = stream.authority or b""
+        name, colon, port = authority.rpartition(b":")
+        if not (colon and port.isdigit() and not name.endswith(b":")):
+            name, port = authority, b""
+        if config.strip_trailing_host_dot:
+            name = name.removesuffix(b".")
+        if config.strip_any_host_port or (
+            config.strip_matching_host_port and port == b"%d" % stream.conn.connection.local.port
+        ):
+            port = b""
+        return name + b":" + port if port else name
+
+    def decorate_request(self, stream: Stream, route: CompiledRoute) -> None:
+        """The visible part of tracing: who tells whom the operation's name (ActiveStream::traceRequest)."""
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        operation = route.config.decorator_operation
+        if self.egress:
+            if operation and route.config.decorator_propagate:
+                headers.set(b"x-envoy-decorator-operation", operation)
+        elif not headers.remove(b"x-envoy-decorator-operation") and operation and route.config.decorator_propagate:
+            stream.decorator = operation
+
+    def stream_finished(self, stream: Stream) -> None:
+        """Statistics and access log of a finished stream."""
+        stats = self.stats
+        stats.downstream_rq_active -= 1
+        status = stream.response_code
+        if status:
+            klass = status // 100
+            stats.rq_class[klass] += 1
+            self._listener_stats.rq_class[klass] += 1
+        elapsed = int((stream.end - stream.start) * 1000)
+        times = stats.downstream_rq_time
+        times[elapsed] = times.get(elapsed, 0) + 1
+        for log in self.loggers:
+            log(stream)
+
+    def stream_timeout(self, conn: sc.ServerConnection, kind: int) -> None:
+        """A timer of the current stream has expired."""
+        stream = conn.stream
+        stats = self.stats
+        if stream is None:
+            # Still waiting for the rest of a head: the request begins and ends with this reply.
+            if not conn._head_started:
+                return
+            conn._head_started = False
+            conn.ignore()
+            stream = conn.stream = conn._new_stream()
+            stream.protocol = b"HTTP/1.1"
+        if kind == sc.T_STREAM_IDLE:
+            stats.downstream_rq_idle_timeout += 1
+            stream.add_flag(b"SI")
+            status = 504 if stream.request_complete else 408
+            stream.local_reply(status, b"stream timeout", b"stream_idle_timeout")
+        elif kind == sc.T_REQUEST:
+            stats.downstream_rq_timeout += 1
+            stream.local_reply(408, b"request timeout", b"request_overall_timeout", close=True)
+        elif kind == sc.T_REQUEST_HEADERS:
+            stats.downstream_rq_header_timeout += 1
+            stream.local_reply(408, b"request header timeout", b"request_header_timeout", close=True)
+        elif kind == sc.T_MAX_STREAM:
+            stats.downstream_rq_max_duration_reached += 1
+            stream.local_reply(504, b"downstream duration timeout", b"max_duration_timeout")
+        else:
+            self.router.timeout(stream, kind)

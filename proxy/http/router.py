@@ -1,0 +1,486 @@
+"""The router: from a request to a route, a cluster, a host and a connection, and the response or the failure back.
+
+Envoy: Router::Filter and UpstreamRequest. One attempt is under way at a time; its state is on the stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.config import model
+from proxy.http import reset
+from proxy.http import retry as retries
+from proxy.http import server_connection as sc
+from proxy.http.headers import Field, field
+from proxy.http.http1_client import request_head
+from proxy.http.redirect import location
+from proxy.http.retry import RetryState, internal_policy
+from proxy.http.rewrite import rewrite_request
+from proxy.upstream.pool import OVERFLOW_PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.context import Context
+    from proxy.http.client_connection import ClientConnection
+    from proxy.http.headers import Headers
+    from proxy.http.manager import HttpConnectionManager
+    from proxy.http.reset import Reset
+    from proxy.http.route_table import CompiledRoute
+    from proxy.http.stream import Stream
+    from proxy.upstream.cluster import Cluster, Host
+    from proxy.upstream.dial import DialFailure
+
+NO_LENGTH_NEEDED = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
+"""Methods whose requests without a body are sent without content-length."""
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""RFC 9110 section 9.2.2: safe to send again when the connection broke before an answer."""
+
+CONSUMED = (
+    b"x-envoy-retry-on", b"x-envoy-retry-grpc-on", b"x-envoy-max-retries", b"x-envoy-upstream-rq-timeout-ms",
+    b"x-envoy-upstream-rq-per-try-timeout-ms", b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-retriable-status-codes", b"x-envoy-retriable-header-names", b"x-envoy-hedge-on-per-try-timeout",
+    b"x-envoy-upstream-alt-stat-name", b"x-envoy-upstream-stream-duration-ms",
+)
+"""Control headers of internal callers that end at the router."""
+
+RETRIED = b"retried and the latest "
+ATTEMPT_1 = field(b"x-envoy-attempt-count", b"1")
+
+
+def service_time(milliseconds: int) -> Field:
+    """x-envoy-upstream-service-time."""
+    return field(b"x-envoy-upstream-service-time", b"%d" % milliseconds)
+
+
+SERVICE_TIMES = [service_time(n) for n in range(64)]
+
+
+def _milliseconds(value: bytes | None) -> float | None:
+    return int(value) / 1000 if value is not None and value.isdigit() and len(value) < 10 else None
+
+
+class Router:
+    """One for each connection manager."""
+
+    __slots__ = ("_context", "_manager", "_now", "_stats", "_suppress")
+
+    def __init__(self, manager: HttpConnectionManager, context: Context) -> None:
+        self._manager = manager
+        self._context = context
+        self._stats = manager.stats
+        self._now = manager.now
+        self._suppress = manager.config.suppress_envoy_headers
+
+    # The request's way out
+
+    def route(self, stream: Stream) -> None:
+        """All filters have seen the request head: answer it, or find a host for it."""
+        stats = self._stats
+        stats.rq_total += 1
+        route = stream.route
+        if route is None:
+            stats.no_route += 1
+            stream.add_flag(b"NR")
+            stream.local_reply(404, b"", b"route_not_found")
+            return
+        action = route.action
+        if route.vhost.require_tls != "NONE" and (route.vhost.require_tls == "ALL" or not stream.internal):
+            self._redirect(stream, route, model.RedirectAction(https_redirect=True))
+            return
+        if not isinstance(action, model.RouteAction):
+            if isinstance(action, model.RedirectAction):
+                self._redirect(stream, route, action)
+            else:
+                self._direct_response(stream, route, action.status, action.body, ())
+            return
+        cluster = self._cluster(stream, route, action)
+        if cluster is None:
+            stats.no_cluster += 1
+            stream.add_flag(b"NC")
+            stream.local_reply(action.cluster_not_found_response_code, b"", b"cluster_not_found")
+            return
+        stream.cluster = cluster
+        stream.upstream_cluster = cluster.log_name
+        stream.upstream_cluster_raw = cluster.raw_name
+        host = cluster.choose(stream)
+        if host is None:
+            self._no_host(stream, cluster)
+            return
+        self._prepare(stream, route, action, cluster)
+        if stream.request_complete:
+            self._request_complete(stream, action)
+        self._dispatch(stream, host)
+
+    def _cluster(self, stream: Stream, route: CompiledRoute, action: model.RouteAction) -> Cluster | None:
+        clusters = self._context.clusters
+        if action.cluster:
+            return clusters.get(action.cluster)
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        if action.cluster_header:
+            name = headers.get(action.cluster_header)
+            return clusters.get(name.decode("latin-1")) if name else None
+        return route.pick_weighted(stream, clusters)
+
+    def _redirect(self, stream: Stream, route: CompiledRoute, action: model.RedirectAction) -> None:
+        self._direct_response(stream, route, action.response_code, b"", [(b"location", location(stream, route, action))])
+
+    def _direct_response(self, stream: Stream, route: CompiledRoute, status: int, body: bytes,
+                         headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._stats.rq_direct_response += 1
+        stream.local_reply(status, body, b"direct_response", headers=headers, mutator=route.mutator)
+
+    def _no_host(self, stream: Stream, cluster: Cluster) -> None:
+        cluster.stats.upstream_cx_none_healthy += 1
+        stream.add_flag(b"UH")
+        self._charge(stream, 503)
+        stream.local_reply(503, b"no healthy upstream", b"no_healthy_upstream")
+
+    def _prepare(self, stream: Stream, route: CompiledRoute, action: model.RouteAction, cluster: Cluster) -> None:
+        """Timeouts, retries and the headers that go upstream, in Envoy's order."""
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        policy = action.retry_policy
+        timeout = action.timeout
+        per_try = policy.per_try_timeout if policy is not None else 0.0
+        if stream.internal:
+            policy = internal_policy(policy, headers)
+            asked = _milliseconds(headers.get(b"x-envoy-upstream-rq-timeout-ms"))
+            timeout = timeout if asked is None else asked
+            asked = _milliseconds(headers.get(b"x-envoy-upstream-rq-per-try-timeout-ms"))
+            per_try = per_try if asked is None else asked
+            stream.alt_timeout_response = b"x-envoy-upstream-rq-timeout-alt-response" in headers
+            for name in CONSUMED:
+                headers.remove(name)
+        if per_try and timeout and per_try >= timeout:
+            per_try = 0.0
+        stream.timeout = timeout
+        stream.per_try_timeout = per_try
+        if action.max_stream_duration is not None:
+            stream.timeout = 0.0
+            stream.conn.timers.pop(sc.T_MAX_STREAM, None)
+            if action.max_stream_duration:
+                stream.conn.arm(sc.T_MAX_STREAM, action.max_stream_duration)
+        elif (timeout or per_try) and not self._suppress:
+            headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % int((per_try or timeout) * 1000))
+        if action.idle_timeout is not None:
+            stream.conn.timers.pop(sc.T_STREAM_IDLE, None)
+            if action.idle_timeout:
+                stream.conn.arm(sc.T_STREAM_IDLE, action.idle_timeout)
+        stream.attempt_count = 1
+        if route.vhost.include_request_attempt_count:
+            headers.replace(ATTEMPT_1)
+        if route.rewrites:
+            rewrite_request(stream, route, action, suppress=self._suppress)
+        mutator = stream.mutator or route.mutator
+        if mutator is not None:
+            mutator.request(headers, stream)
+        if policy is not None and stream.upgrade is None and all(c(headers) for c in route.retriable_request):
+            stream.retry = RetryState(policy, cluster, cluster.breakers[action.high_priority])
+            stream.retain = not stream.request_complete
+
+    def _dispatch(self, stream: Stream, host: Host, *, fresh: bool = False) -> None:
+        stream.host = host
+        stream.upstream_host = host.text
+        if stream.retry is not None:
+            stream.retry.hosts.append(host)
+        action: model.RouteAction = stream.route.action  # type: ignore[union-attr, assignment]
+        pool = host.pools[action.high_priority]
+        stream.pool = pool
+        pool.acquire(stream, fresh=fresh)
+
+    def send(self, stream: Stream, connection: ClientConnection) -> None:
+        """A connection is there: the request goes out, with as much body as there is."""
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        stream.upstream = connection
+        stream.upstream_local_address = connection.local_address
+        now = stream.upstream_started = self._now()
+        framing = b""
+        if stream.request_chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+        elif (stream.request_complete and not stream.body and stream.method not in NO_LENGTH_NEEDED
+                and b"content-length" not in headers.index):
+            framing = b"content-length: 0\r\n"
+        head = request_head(stream.method, stream.path, stream.authority, headers, framing)  # type: ignore[arg-type]
+        complete = stream.request_complete and not stream.body and not stream.request_chunked
+        connection.start(stream, head, head_request=stream.method == b"HEAD", upgrade=stream.upgrade is not None,
+                         end_stream=complete)
+        if stream.first_upstream_tx is None:
+            stream.first_upstream_tx = now
+        if complete:
+            stream.last_upstream_tx = now
+        else:
+            self._send_held(stream, connection)
+        if stream.per_try_timeout and stream.request_complete:
+            stream.conn.arm(sc.T_PER_TRY, stream.per_try_timeout)
+        config = stream.cluster.config  # type: ignore[union-attr]
+        if config.max_stream_duration:
+            stream.conn.arm(sc.T_CLUSTER_STREAM, config.max_stream_duration)
+        if stream.conn.write_paused:
+            connection.pause_reading()
+
+    def _send_held(self, stream: Stream, connection: ClientConnection) -> None:
+        for data in stream.body:
+            self._send_data(stream, connection, data)
+        if not stream.retain:
+            stream.body.clear()
+            stream.body_size = 0
+        stream.conn.unhold(sc.ServerConnection.BODY_FULL)
+        if stream.request_complete:
+            self._finish_request(stream, connection)
+
+    @staticmethod
+    def _send_data(stream: Stream, connection: ClientConnection, data: bytes) -> None:
+        connection.send(b"%x\r\n%b\r\n" % (len(data), data) if stream.request_chunked else data)
+
+    def _finish_request(self, stream: Stream, connection: ClientConnection) -> None:
+        if stream.request_chunked:
+            config = stream.cluster.config  # type: ignore[union-attr]
+            if stream.request_trailers and config.http1.enable_trailers and self._manager.config.http1.enable_trailers:
+                connection.send(b"".join([b"0\r\n", *[f[2] for f in stream.request_trailers], b"\r\n"]))
+            else:
+                connection.send(b"0\r\n\r\n")
+        stream.last_upstream_tx = self._now()
+        connection.finish_request()
+
+    def request_data(self, stream: Stream, data: bytes) -> None:
+        """A piece of the request body: on to the upstream, or kept until there is one."""
+        connection = stream.upstream
+        if stream.retain or connection is None:
+            stream.body.append(data)
+            stream.body_size += len(data)
+            if stream.body_size > self._manager.body_limit:
+                if stream.retain:
+                    # Too much to keep for another attempt (Envoy: retry_or_shadow_abandoned).
+                    stream.retain = False
+                    stream.retry = None
+                    if stream.cluster is not None:
+                        stream.cluster.stats.retry_or_shadow_abandoned += 1
+                    if connection is not None:
+                        stream.body.clear()
+                        stream.body_size = 0
+                if connection is None:
+                    stream.conn.hold(sc.ServerConnection.BODY_FULL)
+        if connection is not None:
+            self._send_data(stream, connection, data)
+
+    def request_end(self, stream: Stream) -> None:
+        """The request is complete: the response timeout begins."""
+        if stream.route is not None and isinstance(stream.route.action, model.RouteAction):
+            self._request_complete(stream, stream.route.action)
+        if stream.upstream is not None:
+            self._finish_request(stream, stream.upstream)
+            if stream.per_try_timeout:
+                stream.conn.arm(sc.T_PER_TRY, stream.per_try_timeout)
+
+    @staticmethod
+    def _request_complete(stream: Stream, action: model.RouteAction) -> None:
+        if stream.timeout:
+            stream.conn.arm(sc.T_ROUTE, stream.timeout)
+
+    # The response's way back
+
+    def _charge(self, stream: Stream, status: int) -> None:
+        """Count a response code against the cluster (and host)."""
+        cluster: Cluster = stream.cluster  # type: ignore[assignment]
+        codes = cluster.stats.codes
+        codes[status] = codes.get(status, 0) + 1
+        if stream.internal:
+            codes = cluster.stats.internal_codes
+            codes[status] = codes.get(status, 0) + 1
+        host = stream.host
+        if host is not None:
+            if status >= 500:
+                host.stats.rq_error += 1
+            else:
+                host.stats.rq_success += 1
+
+    def upstream_headers(self, stream: Stream, status: int, headers: Headers, end_stream: bool) -> None:
+        """The final response head of an attempt."""
+        now = self._now()
+        stream.first_upstream_rx = now
+        retry = stream.retry
+        if retry is not None:
+            verdict = retry.on_response(status, headers)
+            if verdict == retries.YES:
+                codes = stream.cluster.stats.retry_codes  # type: ignore[union-attr]
+                codes[status] = codes.get(status, 0) + 1
+                self._try_again(stream)
+                return
+            self._note_verdict(stream, verdict)
+            stream.retry = None
+            stream.retain = False
+        timers = stream.conn.timers
+        if timers:
+            timers.pop(sc.T_PER_TRY, None)
+        self._charge(stream, status)
+        stream.details = b"via_upstream"
+        if stream.upgrade is not None:
+            if status != 101:
+                stream.local_reply(status, b"", b"websocket_handshake_unsuccessful", close=True)
+                return
+            timers.pop(sc.T_ROUTE, None)
+            self._stats.downstream_cx_upgrades_total += 1
+        elif stream.request_complete and not self._suppress:
+            elapsed = int((now - stream.last_upstream_tx) * 1000)  # type: ignore[operator]
+            headers.replace(SERVICE_TIMES[elapsed] if elapsed < 64 else service_time(elapsed))
+        route: CompiledRoute = stream.route  # type: ignore[assignment]
+        mutator = stream.mutator or route.mutator
+        if route.vhost.include_attempt_count_in_response:
+            headers.set(b"x-envoy-attempt-count", b"%d" % stream.attempt_count)
+        if mutator is not None:
+            mutator.response(headers, stream)
+        if self._manager.tracing:
+            if self._manager.egress:
+                headers.remove(b"x-envoy-decorator-operation")
+            elif stream.decorator:
+                headers.set(b"x-envoy-decorator-operation", stream.decorator)
+        if end_stream:
+            self.upstream_end(stream)
+        stream.send_headers(status, headers, end_stream=end_stream)
+
+    def upstream_end(self, stream: Stream) -> None:
+        """The response has arrived in full."""
+        now = stream.last_upstream_rx = self._now()
+        times = stream.cluster.stats.upstream_rq_time  # type: ignore[union-attr]
+        elapsed = int((now - stream.upstream_started) * 1000)
+        times[elapsed] = times.get(elapsed, 0) + 1
+
+    def connect_failed(self, stream: Stream, failure: DialFailure) -> None:
+        """No connection for the attempt."""
+        if failure is OVERFLOW_PENDING:
+            self._failed(stream, reset.OVERFLOW, b"")
+            return
+        stream.upstream_transport_failure_reason = failure.reason or None
+        self._failed(stream, reset.CONNECTION_TIMEOUT if failure.timed_out else reset.CONNECTION_FAILURE, failure.reason)
+
+    def upstream_reset(self, stream: Stream, reason: Reset, reused: bool) -> None:
+        """The connection was lost, or the upstream broke the grammar, before the response was complete."""
+        stream.upstream = None
+        if stream.responded:
+            stream.add_flag(reason.flag)
+            stream.details = b"upstream_reset_after_response_started{%b}" % reason.details
+            self._stats.rq_reset_after_downstream_response_started += 1
+            stream.conn.reset_stream(stream)
+        elif (reused and reason is reset.CONNECTION_TERMINATION and not stream.stale_retried
+                and stream.method in IDEMPOTENT and stream.request_complete and not stream.bytes_received):
+            # The upstream closed an idle connection while the request was on its way (RFC 9112 section 9.3.1).
+            stream.stale_retried = True
+            self._dispatch(stream, stream.host, fresh=True)  # type: ignore[arg-type]
+        else:
+            self._failed(stream, reason, b"")
+
+    def _failed(self, stream: Stream, reason: Reset, transport: bytes) -> None:
+        """An attempt ended without a response: try again, or say so."""
+        conn = stream.conn
+        conn.timers.pop(sc.T_PER_TRY, None)
+        retry = stream.retry
+        retried = False
+        if retry is not None:
+            verdict = retry.on_reset(reason)
+            retried = retry.count > 0
+            if verdict == retries.YES:
+                self._try_again(stream)
+                return
+            self._note_verdict(stream, verdict)
+        stream.add_flag(reason.flag)
+        self._charge(stream, reason.status)
+        inside = reason.details + (b"|" + transport if transport else b"")
+        body = reset.PREFIX + (RETRIED if retried else b"") + b"reset reason: " + reason.text
+        headers = [(b"x-envoy-overloaded", b"true")] if reason is reset.OVERFLOW and not self._suppress else []
+        stream.local_reply(reason.status, body, b"upstream_reset_before_response_started{%b}" % inside, headers=headers)
+
+    @staticmethod
+    def _note_verdict(stream: Stream, verdict: int) -> None:
+        if verdict == retries.LIMIT_EXCEEDED:
+            stream.add_flag(b"URX")
+        elif verdict == retries.OVERFLOW:
+            stream.add_flag(b"UO")
+
+    def _try_again(self, stream: Stream) -> None:
+        """Wait for the back-off, then dispatch anew."""
+        if stream.upstream is not None:
+            stream.upstream.abandon()
+        stream.conn.timers.pop(sc.T_PER_TRY, None)
+        stream.first_upstream_rx = None
+        stream.conn.arm(sc.T_BACKOFF, stream.retry.backoff())  # type: ignore[union-attr]
+
+    def _next_attempt(self, stream: Stream) -> None:
+        cluster: Cluster = stream.cluster  # type: ignore[assignment]
+        retry: RetryState = stream.retry  # type: ignore[assignment]
+        stream.attempt_count += 1
+        host = cluster.choose(stream)
+        if retry.policy.avoid_previous_hosts:
+            for _ in range(retry.policy.host_selection_retry_max_attempts):
+                if host is None or host not in retry.hosts:
+                    break
+                host = cluster.choose(stream)
+        if host is None:
+            self._no_host(stream, cluster)
+            return
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        if stream.route.vhost.include_request_attempt_count:  # type: ignore[union-attr]
+            headers.set(b"x-envoy-attempt-count", b"%d" % stream.attempt_count)
+        if stream.timeout and not stream.per_try_timeout and b"x-envoy-expected-rq-timeout-ms" in headers:
+            left = stream.conn.timers.get(sc.T_ROUTE, self._now()) - self._now()
+            headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % max(1, int(left * 1000)))
+        self._dispatch(stream, host)
+
+    # Timeouts and the end
+
+    def timeout(self, stream: Stream, kind: int) -> None:
+        """A router timer of the stream has expired."""
+        if kind == sc.T_BACKOFF:
+            self._next_attempt(stream)
+            return
+        cluster: Cluster = stream.cluster  # type: ignore[assignment]
+        stats = cluster.stats
+        if stream.host is not None:
+            stream.host.stats.rq_timeout += 1
+        if kind == sc.T_PER_TRY:
+            stats.upstream_rq_per_try_timeout += 1
+            self._give_up(stream)
+            if stream.retry is not None:
+                verdict = stream.retry.on_reset(retries.LOCAL_RESET)
+                if verdict == retries.YES:
+                    self._try_again(stream)
+                    return
+                self._note_verdict(stream, verdict)
+            stream.add_flag(b"UT")
+            self._charge(stream, 504)
+            stream.local_reply(504, b"upstream request timeout", b"upstream_per_try_timeout")
+        elif kind == sc.T_ROUTE:
+            stats.upstream_rq_timeout += 1
+            stream.add_flag(b"UT")
+            status = 204 if stream.alt_timeout_response else 504
+            if not stream.responded:
+                self._charge(stream, status)
+            stream.local_reply(status, b"" if status == 204 else b"upstream request timeout", b"response_timeout")
+        else:
+            stats.upstream_rq_max_duration_reached += 1
+            stream.add_flag(b"UMSDR")
+            if not stream.responded:
+                self._charge(stream, 504)
+            stream.local_reply(504, b"upstream max stream duration reached", b"upstream_max_stream_duration_reached")
+
+    def _give_up(self, stream: Stream) -> None:
+        """Let go of the attempt: a connection in use is closed, a place in the queue is left."""
+        if stream.pool is not None:
+            stream.pool.cancel(stream)
+            stream.pool = None
+        if stream.upstream is not None:
+            stream.cluster.stats.upstream_rq_tx_reset += 1  # type: ignore[union-attr]
+            stream.upstream.abandon()
+
+    def abandon(self, stream: Stream) -> None:
+        """The stream is over, or answered locally: whatever the attempt was doing ends."""
+        if stream.pool is not None or stream.upstream is not None:
+            self._give_up(stream)
+        if stream.retry is not None:
+            stream.retry.close()
+            stream.retry = None
+        if stream.body:
+            stream.body = []
+
+    def downstream_gone(self, stream: Stream) -> None:
+        """The client is gone: the request is cancelled."""
+        self.abandon(stream)

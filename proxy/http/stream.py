@@ -1,0 +1,396 @@
+"""One HTTP request and its response: from the connection manager through the filters to the router and back.
+
+The stream is the meeting point: the server connection feeds it the request, the router gives it an upstream
+connection, and that feeds it the response. It ends in ``finish``, exactly once, where statistics and log are written.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING
+
+from proxy.http.h1 import HeadError
+from proxy.http.http1_server import NO_BODY, status_line
+from proxy.http.path import UNUSUAL, PathError
+from proxy.stream_info import StreamInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.config.model import SocketAddress, WeightedCluster
+    from proxy.http.client_connection import ClientConnection
+    from proxy.http.filters.base import HttpFilter
+    from proxy.http.headers import Field, Headers
+    from proxy.http.manager import HttpConnectionManager
+    from proxy.http.mutations import Mutator
+    from proxy.http.reset import Reset
+    from proxy.http.retry import RetryState
+    from proxy.http.route_table import CompiledRoute
+    from proxy.http.server_connection import ServerConnection
+    from proxy.upstream.cluster import Cluster, Host
+    from proxy.upstream.dial import DialFailure
+    from proxy.upstream.pool import Pool
+
+CHUNKED_FIELD = b"transfer-encoding: chunked\r\n"
+CLOSE_FIELD = b"connection: close\r\n"
+KEEP_ALIVE_FIELD = b"connection: keep-alive\r\n"
+EMPTY_BODY_FIELD = b"content-length: 0\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Stream(StreamInfo):
+    """A request in flight. The attributes below are the router's and the filters' to read and change."""
+
+    __slots__ = (
+        "body", "body_size", "cluster", "conn", "decorator", "finished", "host", "http10", "internal",
+        "manager", "original_dst", "paused_at", "pool", "request_chunked", "request_complete", "request_trailers",
+        "response_chunked", "response_complete", "responded", "retain", "retry", "route", "saw_close", "stale_retried",
+        "trusted_address", "upgrade", "upstream", "per_filter", "mutator", "weighted", "timeout", "per_try_timeout",
+        "alt_timeout_response", "upstream_started",
+    )
+
+    def __init__(self, conn: ServerConnection, manager: HttpConnectionManager) -> None:
+        self.conn = conn
+        self.manager = manager
+        connection = conn.connection
+        self.start_time = time()
+        self.start = conn.now()
+        self.method = self.path = self.authority = self.protocol = self.request_headers = None
+        self.response_headers = self.response_trailers = self.details = self.termination_details = None
+        self.upstream_transport_failure_reason = self.route_name = self.virtual_host_name = None
+        self.upstream_host = self.upstream_cluster = self.upstream_cluster_raw = self.upstream_local_address = None
+        self.last_downstream_rx = self.first_upstream_tx = self.last_upstream_tx = self.first_upstream_rx = None
+        self.last_upstream_rx = self.last_downstream_tx = self.requested_server_name = None
+        self.scheme = b"http"
+        self.flags = self.local_reply_body = b""
+        self.response_code = self.bytes_received = self.bytes_sent = self.attempt_count = 0
+        self.filter_chain_name = conn.filter_chain_name
+        self.connection_id = connection.id
+        self.downstream_local_address = conn.local_text
+        self.downstream_direct_local_address = conn.direct_local_text
+        self.downstream_remote_address = self.downstream_direct_remote_address = conn.remote_text
+        self.original_dst: SocketAddress | None = connection.local if connection.restored else None
+        self.trusted_address = connection.remote.host
+        self.route: CompiledRoute | None = None
+        self.cluster: Cluster | None = None
+        self.host: Host | None = None
+        self.pool: Pool | None = None
+        """Where the stream waits for a connection."""
+        self.upstream: ClientConnection | None = None
+        self.retry: RetryState | None = None
+        self.upgrade: bytes | None = None
+        self.decorator = b""
+        self.mutator: Mutator | None = None
+        """The chosen weighted cluster's header mutations (with those of its route); None: the route's."""
+        self.weighted: WeightedCluster | None = None
+        self.timeout = self.per_try_timeout = self.upstream_started = 0.0
+        self.body: list[bytes] = []
+        """Body pieces held back: until a connection is there, or for another attempt (``retain``)."""
+        self.body_size = self.paused_at = 0
+        self.request_trailers: list[Field] | None = None
+        self.per_filter: dict[str, object] | None = None
+        self.http10 = self.internal = self.retain = self.request_complete = self.saw_close = False
+        self.responded = self.response_complete = self.finished = self.response_chunked = False
+        self.request_chunked = self.stale_retried = self.alt_timeout_response = False
+
+    @property
+    def is_tunnel(self) -> bool:
+        """An upgrade that the upstream has accepted."""
+        return self.upgrade is not None and self.response_code == 101
+
+    # The request, from the server connection.
+
+    def begin(self, method: bytes, path: bytes, authority: bytes | None, http10: bool, headers: Headers, length: int,
+              tokens: list[bytes]) -> None:
+        """A request head has arrived (Envoy: ConnectionManagerImpl::ActiveStream::decodeHeaders)."""
+        self.method = method
+        self.path = path
+        self.authority = authority
+        self.request_headers = headers
+        self.protocol = b"HTTP/1.1"
+        manager = self.manager
+        config = manager.config
+        if length == NO_BODY:
+            self.request_complete = True
+            self.last_downstream_rx = self.start
+        else:
+            self.request_chunked = length < 0
+        index = headers.index
+        if tokens or http10:
+            self._connection_options(http10, tokens)
+        if b"expect" in index:
+            self._expect(headers)
+        if http10:
+            if not self._old_version(headers):
+                return
+            authority = self.authority
+        if authority is None:
+            self.local_reply(400, b"", b"missing_host_header", close=True)
+            return
+        if path[:1] != b"/" and method != b"CONNECT":
+            manager.stats.downstream_rq_non_relative_path += 1
+            self.local_reply(404, b"", b"absolute_path_rejected")
+            return
+        if method == b"QUERY" and b"content-type" not in index:
+            self.local_reply(400, b"", b"query_missing_content_type", close=True)
+            return
+        if UNUSUAL.search(path) is not None and not self._normalize(path):
+            return
+        if manager.rewrites_host:
+            self.authority = manager.rewrite_host(self)
+        manager.request_rules.apply(self, tokens)
+        route = self.route = manager.route_table.route(self)
+        if route is not None:
+            self.route_name = route.name
+            self.virtual_host_name = route.vhost.name.encode()
+            if manager.tracing:
+                manager.decorate_request(self, route)
+        elif manager.tracing:
+            headers.remove(b"x-envoy-decorator-operation")
+        if self.upgrade is not None and not self._upgrade_allowed():
+            manager.stats.downstream_rq_ws_on_non_ws_route += 1
+            self.local_reply(403, b"", b"upgrade_failed", close=True)
+            return
+        self.request_filters(manager.filters.request_headers, 0)
+
+    def _connection_options(self, http10: bool, tokens: list[bytes]) -> None:
+        headers: Headers = self.request_headers  # type: ignore[assignment]
+        if b"close" in tokens or (http10 and b"keep-alive" not in tokens):
+            self.saw_close = True
+        if b"upgrade" in tokens and b"upgrade" in headers.index:
+            kind = headers.index[b"upgrade"][1].lower()
+            # RFC 9113 section 3.1: h2c upgrades are obsolete; the request is served as it stands.
+            if kind != b"h2c":
+                self.upgrade = kind
+
+    def _expect(self, headers: Headers) -> None:
+        if headers.index[b"expect"][1].lower() == b"100-continue" and not self.manager.config.proxy_100_continue:
+            headers.remove(b"expect")
+            if not self.request_complete:
+                self.conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.conn.flush()
+
+    def _old_version(self, headers: Headers) -> bool:
+        options = self.manager.config.http1
+        self.protocol = b"HTTP/1.0"
+        if not options.accept_http_10 or self.conn.odd_version:
+            self.add_flag(b"DPE")
+            self.local_reply(426, b"Upgrade Required", b"low_version", close=True)
+            return False
+        self.http10 = True
+        if self.authority is None and options.default_host_for_http_10:
+            self.authority = options.default_host_for_http_10
+        return True
+
+    def _normalize(self, path: bytes) -> bool:
+        manager = self.manager
+        try:
+            self.path, redirect = manager.path_normalizer.apply(path)
+        except PathError:
+            manager.stats.downstream_rq_failed_path_normalization += 1
+            self.local_reply(400, b"", b"path_normalization_failed", close=True)
+            return False
+        if redirect:
+            manager.stats.downstream_rq_redirected_with_normalized_path += 1
+            self.local_reply(307, b"", b"path_normalization_failed", headers=[(b"location", self.path)])
+            return False
+        return True
+
+    def _upgrade_allowed(self) -> bool:
+        kind = self.upgrade or b""
+        if self.route is not None and kind in self.route.upgrades:
+            return self.route.upgrades[kind]
+        return self.manager.upgrades.get(kind, False)
+
+    def request_filters(self, callbacks: Sequence[HttpFilter], at: int) -> None:
+        """Run the request-header callbacks from one of them on, then the router. A filter that stops resumes here."""
+        for position in range(at, len(callbacks)):
+            if not callbacks[position].on_request_headers(self):
+                self.paused_at = position + 1
+                return
+            if self.finished or self.responded:
+                return
+        self.manager.router.route(self)
+
+    def continue_request(self) -> None:
+        """A filter that stopped the request lets it go on."""
+        self.request_filters(self.manager.filters.request_headers, self.paused_at)
+
+    def request_data(self, data: bytes) -> None:
+        """A piece of the request body."""
+        self.bytes_received += len(data)
+        for http_filter in self.manager.filters.request_data:
+            data = http_filter.on_request_data(self, data)
+        if data and not self.response_complete:
+            self.manager.router.request_data(self, data)
+
+    def request_end(self, trailers: list[Field] | None) -> None:
+        """The request is complete."""
+        self.request_complete = True
+        self.last_downstream_rx = self.conn.now()
+        self.request_trailers = trailers
+        for http_filter in self.manager.filters.request_end:
+            http_filter.on_request_end(self)
+        if not self.response_complete:
+            self.manager.router.request_end(self)
+
+    # PoolUser: the router asked for a connection.
+
+    def pool_ready(self, connection: ClientConnection) -> None:
+        """A connection is ours: send the request."""
+        self.pool = None
+        self.manager.router.send(self, connection)
+
+    def pool_failed(self, failure: DialFailure) -> None:
+        """There is no connection to be had."""
+        self.pool = None
+        self.manager.router.connect_failed(self, failure)
+
+    # The response, from the upstream connection.
+
+    def upstream_interim(self, status: int, headers: Headers) -> None:
+        """100 is passed on where the client's expectation was; the others are swallowed, as in Envoy."""
+        if status == 100 and self.manager.config.proxy_100_continue and not self.responded:
+            self.conn.write(b"".join([status_line(100, False), *[f[2] for f in headers.fields], b"\r\n"]))
+
+    def upstream_headers(self, status: int, headers: Headers, end_stream: bool) -> None:
+        """The upstream's final response head."""
+        self.manager.router.upstream_headers(self, status, headers, end_stream)
+
+    def upstream_data(self, data: bytes) -> None:
+        """A piece of the response body."""
+        self.send_data(data)
+        conn = self.conn
+        if conn.write_paused and self.upstream is not None:
+            conn.flush()
+            self.upstream.pause_reading()
+
+    def upstream_end(self, trailers: list[Field] | None) -> None:
+        """The response is complete."""
+        self.manager.router.upstream_end(self)
+        self.send_end(trailers)
+
+    def upstream_eof(self) -> None:
+        """The upstream closed its side of a tunnel."""
+        self.send_end(None)
+
+    def upstream_reset(self, reason: Reset, reused: bool) -> None:
+        """The upstream connection is gone before the response was complete. ``reused``: it had served before."""
+        self.manager.router.upstream_reset(self, reason, reused)
+
+    # The response, towards the client.
+
+    def local_reply(self, status: int, body: bytes, details: bytes, *, headers: Sequence[tuple[bytes, bytes]] = (),
+                    close: bool = False, mutator: Mutator | None = None) -> None:
+        """Answer ourselves (Envoy: sendLocalReply). Once a response has begun, cut the stream instead."""
+        if self.finished:
+            return
+        self.manager.router.abandon(self)
+        if self.responded:
+            if self.details is None:
+                self.details = details
+            self.conn.reset_stream(self)
+            return
+        self.details = details
+        self.local_reply_body = body
+        pairs: list[tuple[bytes, bytes]] = list(headers)
+        if body:
+            pairs += [(b"content-length", b"%d" % len(body)), (b"content-type", b"text/plain")]
+        is_head = self.method == b"HEAD"
+        reply = self.manager.make_headers(pairs)
+        if mutator is not None:
+            mutator.response(reply, self)
+        self.send_headers(status, reply, end_stream=not body or is_head, close=close, local=True)
+        if body and not is_head:
+            self.send_data(body)
+            self.send_end(None)
+        self.conn.flush()
+
+    def send_headers(self, status: int, headers: Headers, *, end_stream: bool, close: bool = False,
+                     local: bool = False) -> None:
+        """Finish and encode a response head (Envoy: ConnectionManagerImpl::ActiveStream::encodeHeaders)."""
+        manager = self.manager
+        for http_filter in manager.filters.response_headers:
+            http_filter.on_response_headers(self, status, headers)
+        self.response_code = status
+        self.response_headers = headers
+        self.responded = True
+        conn = self.conn
+        manager.response_rules.apply(self, headers)
+        index = headers.index
+        tail = b"\r\n"
+        tunnel = status == 101 and self.upgrade is not None
+        if conn.closing_after(self, close, headers):
+            if not tunnel:
+                tail = b"connection: close\r\n\r\n"
+        elif self.http10 and not tunnel:
+            tail = b"connection: keep-alive\r\n\r\n"
+        if b"content-length" not in index and status >= 200 and status != 204:
+            if end_stream and not (self.method == b"HEAD" and (local or not self.http10)) and status != 304:
+                tail = EMPTY_BODY_FIELD + tail if tail == b"\r\n" else tail[:-2] + EMPTY_BODY_FIELD + b"\r\n"
+            elif not tunnel and not self.http10 and status != 304:
+                self.response_chunked = not end_stream
+                tail = tail[:-2] + b"transfer-encoding: chunked\r\n\r\n"
+        line = status_line(status, self.http10)
+        if manager.proper_case:
+            wires = [manager.proper_case(f) for f in headers.fields]
+        else:
+            wires = [f[2] for f in headers.fields]
+        conn.write(b"".join([line, *wires, tail]))
+        if end_stream:
+            self._response_done()
+
+    def send_data(self, data: bytes) -> None:
+        """Encode a piece of the response body."""
+        for http_filter in self.manager.filters.response_data:
+            data = http_filter.on_response_data(self, data)
+        self.bytes_sent += len(data)
+        if self.response_chunked:
+            if data:
+                self.conn.write_chunk(data)
+        else:
+            self.conn.write(data)
+
+    def send_end(self, trailers: list[Field] | None) -> None:
+        """Encode the end of the response."""
+        if self.response_chunked:
+            if trailers and self.manager.config.http1.enable_trailers:
+                self.conn.write(b"".join([b"0\r\n", *[f[2] for f in trailers], b"\r\n"]))
+            else:
+                self.conn.write(LAST_CHUNK)
+        self._response_done()
+
+    def _response_done(self) -> None:
+        self.response_complete = True
+        self.last_downstream_tx = self.conn.now()
+        for http_filter in self.manager.filters.response_end:
+            http_filter.on_response_end(self)
+        self.finish()
+
+    def finish(self) -> None:
+        """The one end of every stream: the upstream is let go, statistics and log are written."""
+        if self.finished:
+            return
+        self.finished = True
+        self.manager.router.abandon(self)
+        self.end = self.conn.now()
+        self.manager.stream_finished(self)
+        self.conn.stream_finished(self)
+
+    def downstream_gone(self) -> None:
+        """The client closed or reset its connection while the request was in flight."""
+        if not self.finished:
+            self.add_flag(b"DC")
+            self.details = b"downstream_remote_disconnect"
+            self.manager.stats.downstream_rq_rx_reset += 1
+            self.manager.router.downstream_gone(self)
+            self.finish()
+
+    def protocol_error(self, error: HeadError) -> None:
+        """The client broke the grammar in the middle of this request's body."""
+        if self.finished:
+            return
+        self.add_flag(b"DPE")
+        self.manager.router.downstream_gone(self)
+        body = b"" if self.responded else status_line(error.status, False)[13:-2]
+        self.local_reply(error.status, body, error.details, close=True)

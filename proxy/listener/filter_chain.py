@@ -1,0 +1,61 @@
+"""Filter chains at work: what a connection is handed to once its listener filters are done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.config import model
+from proxy.http.manager import HttpConnectionManager
+from proxy.listener.match import compile_matches
+from proxy.tcp.tcp_proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from proxy.context import Context
+    from proxy.listener.connection import Connection
+    from proxy.listener.listener import ActiveListener
+
+
+class NetworkFilter(Protocol):
+    """A terminal network filter, made once for each filter chain."""
+
+    def protocol(self, connection: Connection) -> asyncio.Protocol:
+        """The protocol of a new connection; it calls ``connection.closed`` once when the socket is gone."""
+
+
+NETWORK_FILTERS: dict[type, Callable[..., NetworkFilter]] = {
+    model.HttpConnectionManager: HttpConnectionManager,
+    model.TcpProxy: TcpProxy,
+}
+"""Configuration class -> filter class, called with (config, listener, context)."""
+
+
+class ActiveFilterChain:
+    """One filter chain with its network filter."""
+
+    __slots__ = ("config", "network_filter", "protocol")
+
+    def __init__(self, config: model.FilterChain, listener: ActiveListener, context: Context) -> None:
+        self.config = config
+        filter_config = config.network_filter
+        self.network_filter = NETWORK_FILTERS[type(filter_config)](filter_config, listener, context)
+        self.protocol = self.network_filter.protocol
+
+
+class FilterChainManager:
+    """All chains of a listener. ``find`` is the chain of a connection, or None."""
+
+    def __init__(self, config: model.Listener, listener: ActiveListener, context: Context) -> None:
+        self.chains = [ActiveFilterChain(c, listener, context) for c in config.filter_chains]
+        self.default: ActiveFilterChain | None = None
+        if config.default_filter_chain is not None:
+            self.default = ActiveFilterChain(config.default_filter_chain, listener, context)
+            self.chains.append(self.default)
+        matches = [(c.config.match, c) for c in self.chains if c is not self.default]
+        match: Callable[[Connection], ActiveFilterChain | None]
+        match = compile_matches(matches) if matches else lambda _: None
+        if (default := self.default) is None:
+            self.find = match
+        else:
+            self.find = lambda connection: match(connection) or default

@@ -1,0 +1,207 @@
+"""`pilot-agent proxy` over small scripts in place of a proxy: bad configuration, bad programs, bad manners."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.agent_pod import AgentPod, fetch
+
+pytestmark = pytest.mark.e2e
+
+MakePod = Callable[..., AgentPod]
+
+
+@pytest.fixture
+def make_pod(tmp_path: Path) -> Iterator[MakePod]:
+    with contextlib.ExitStack() as stack:
+
+        def make(script: str = "", **fields: Any) -> AgentPod:
+            """`script`: Python code that plays the proxy."""
+            program = tmp_path / "program"
+            program.write_text(f"#!{sys.executable}\nimport os, signal, sys, time\n{script}\n")
+            program.chmod(0o755)
+            pod = AgentPod(tmp_path, {"binaryPath": str(program), **fields})
+            stack.callback(pod.close)
+            return pod
+
+        yield make
+
+
+RUN = "print('up', flush=True)\nwhile True: time.sleep(3600)"
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + RUN
+
+
+def test_arguments_environment_and_descriptors(make_pod: MakePod) -> None:
+    script = (
+        "print(sys.argv[1:], os.environ['EXTRA'], os.path.realpath('/proc/self/fd/0'), os.getpgid(0) == os.getpid())\n"
+        "print('to stderr', file=sys.stderr); sys.exit(3)"
+    )
+    pod = make_pod(script)
+    pod.start("--drainDuration=7s", EXTRA="inherited", INSTANCE_IP="10.0.0.1")
+    assert pod.ended() == 255
+    arguments = ["-c", str(pod.config), "--drain-time-s", "7", "--drain-strategy", "immediate"]
+    assert str(arguments)[:-1] in pod.out
+    assert "inherited /dev/null True" in pod.out
+    assert "to stderr" in pod.err
+    assert "Error: the proxy exited with status 3 before it was ready" in pod.err
+
+
+@pytest.mark.parametrize(
+    ("proxy_config", "text"),
+    [
+        ("{}", "ProxyConfig customConfigFile is not set: writing a bootstrap and xDS come later"),
+        (
+            '{"customConfigFile": "/nonexistent.yaml"}',
+            "customConfigFile: cannot read '/nonexistent.yaml': No such file",
+        ),
+        ("a: [", "PROXY_CONFIG is not a ProxyConfig document"),
+        ('{"statusPort": 99999}', "PROXY_CONFIG: statusPort: 99999: expected an integer from 1 to 65535"),
+        ('{"terminationDrainDuration": "5 mins"}', "'5 mins' is not a duration in seconds"),
+    ],
+)
+def test_configuration_errors(make_pod: MakePod, proxy_config: str, text: str) -> None:
+    pod = make_pod(RUN)
+    pod.start(proxy_config=proxy_config)
+    assert pod.ended() == 255
+    assert text in pod.err
+    assert pod.err.count("\n") == 1
+    assert "Proxy command" not in pod.out
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "text"),
+    [
+        (None, 0, "binaryPath: '{program}' is not a file"),
+        (b"\x7fELF nonsense", 0o755, "the proxy cannot be started: {program}: Exec format error"),
+        (b"#!/no/such/interpreter\n", 0o755, "the proxy cannot be started: {program}: No such file or directory"),
+    ],
+)
+def test_programs_that_cannot_start(make_pod: MakePod, content: bytes | None, mode: int, text: str) -> None:
+    pod = make_pod()
+    program = Path(pod.fields["binaryPath"])
+    program.unlink()
+    if content is not None:
+        program.write_bytes(content)
+        program.chmod(mode)
+    pod.start()
+    assert pod.ended() == 255
+    assert text.format(program=program) in pod.err
+
+
+def test_program_that_may_not_be_executed(make_pod: MakePod) -> None:
+    pod = make_pod()
+    os.chmod(pod.fields["binaryPath"], 0o644)
+    pod.start()
+    assert pod.ended() == 255
+    assert "may not be executed by uid" in pod.err
+
+
+def test_status_zero_before_readiness_is_no_success(make_pod: MakePod) -> None:
+    pod = make_pod()
+    pod.start()
+    assert pod.ended() == 255
+    assert "Error: the proxy exited with status 0 before it was ready" in pod.err
+
+
+def test_admin_port_without_a_listener(make_pod: MakePod) -> None:
+    """Readiness says why it is not there; the drain is logged as failed, its time is given all the same."""
+    pod = make_pod(RUN, terminationDrainDuration="0.2s")
+    pod.start()
+    pod.logged("up")
+    assert fetch(pod.status, "/healthz/ready")[0] == 503
+    pod.logged(
+        "The proxy is not ready: GET /stats?usedonly&filter=^(server[.]state|listener_manager[.]workers_started)$"
+    )
+    pod.signal(signal.SIGTERM)
+    assert pod.ended() == 0
+    assert f"on admin port {pod.admin}: cannot connect to 127.0.0.1:{pod.admin}: Connection refused" in pod.out
+    assert "the drain could not be started: POST /drain_listeners?inboundonly&graceful on admin port" in pod.out
+    assert "was killed by SIGTERM (15), as asked" in pod.out
+
+
+def test_admin_port_that_never_answers(make_pod: MakePod) -> None:
+    """A second SIGTERM does not wait for the drain request either."""
+    pod = make_pod(RUN, terminationDrainDuration="3600s")
+    with socket.create_server(("127.0.0.1", pod.admin)) as admin:
+        pod.start()
+        pod.logged("up")
+        pod.signal(signal.SIGTERM)
+        connection, _ = admin.accept()
+        with connection:
+            assert connection.recv(65536).startswith(b"POST /drain_listeners?inboundonly&graceful HTTP/1.1\r\n")
+            pod.signal(signal.SIGTERM)
+            assert pod.ended() == 0
+
+
+def test_proxy_that_ignores_sigterm_is_killed(make_pod: MakePod) -> None:
+    pod = make_pod(STUBBORN, terminationDrainDuration="0s")
+    pod.start()
+    pod.logged("up")
+    pod.signal(signal.SIGTERM)
+    assert pod.ended() == 0
+    assert "proxy is killed: still running 3s after SIGTERM" in pod.out
+
+
+def test_third_signal_kills_at_once(make_pod: MakePod) -> None:
+    pod = make_pod(STUBBORN, terminationDrainDuration="3600s")
+    pod.start()
+    pod.logged("up")
+    for text in ("SIGTERM: draining", "SIGTERM again", "SIGINT once more"):
+        pod.signal(getattr(signal, text.split()[0].rstrip(":")))
+        pod.logged(f"received {text}")
+    assert pod.ended() == 0
+    assert "proxy is killed: asked to hurry" in pod.out
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_a_proxy_leaves_in_its_group_is_killed(make_pod: MakePod, end: str) -> None:
+    pod = make_pod(f"if os.fork() == 0:\n    while True: time.sleep(3600)\n{end}")
+    pod.start()
+    assert pod.ended() == 255  # and close() finds nothing
+
+
+def test_annotations_and_mesh_configuration_are_read(make_pod: MakePod) -> None:
+    pod = make_pod(RUN)
+    (pod.directory / "etc/istio/pod").mkdir(parents=True)
+    (pod.directory / "etc/istio/config").mkdir(parents=True)
+    overlay = json.dumps({"concurrency": 3, "unheardOf": 1})
+    (pod.directory / "etc/istio/pod/annotations").write_text(f"proxy.istio.io/config={json.dumps(overlay)}\n")
+    (pod.directory / "etc/istio/config/mesh").write_text("defaultConfig: {drainDuration: 9s, concurrency: 5}\n")
+    pod.start(ISTIO_CPU_LIMIT="8", EXIT_ON_ZERO_ACTIVE_CONNECTIONS="true")
+    pod.logged("--drain-time-s 9 ")
+    pod.logged("--concurrency 3\n")
+    pod.logged("annotation proxy.istio.io/config: unknown ProxyConfig field 'unheardOf' is ignored")
+    pod.logged("environment variable EXIT_ON_ZERO_ACTIVE_CONNECTIONS is not honoured yet")
+    pod.logged("up")
+    pod.signal(signal.SIGINT)
+    assert pod.ended() == 0
+
+
+def test_admin_port_of_the_file_is_compared(make_pod: MakePod) -> None:
+    pod = make_pod(RUN, proxyAdminPort=1)
+    pod.start()
+    pod.logged(f"customConfigFile has its admin on port {pod.admin}, but ProxyConfig proxyAdminPort is 1")
+    pod.logged("up")
+    pod.signal(signal.SIGKILL)
+    pod.ended()
+
+
+def test_root_gives_the_proxy_away_for_a_dns_server_on_port_53(make_pod: MakePod, public_tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    program = public_tmp_path / "program"
+    program.write_text("#!/bin/sh\nid -u; id -g; exec sleep 3600\n")
+    program.chmod(0o755)
+    pod = make_pod(binaryPath=str(program))
+    pod.start(DNS_PROXY_ADDR="localhost:53")
+    pod.logged("1337\n1337\n")
+    pod.signal(signal.SIGKILL)  # PR_SET_PDEATHSIG has survived the change of uid
+    pod.ended()

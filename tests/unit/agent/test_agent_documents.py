@@ -1,0 +1,157 @@
+"""Documents, downward-API files and environment variables: read, bounded, complained about by name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent import environment, pod_files
+from agent.documents import DocumentError, describe, parse, parse_mapping, read_text, to_json
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ('{"a": 1, "b": [true, null]}', {"a": 1, "b": [True, None]}),
+        ("{a: 1, b: [x]}", {"a": 1, "b": ["x"]}),  # flow style, which is not JSON
+        ("a: 1\nb: {c: 2.5}\n", {"a": 1, "b": {"c": 2.5}}),
+        ("d: 2024-01-01\n", {"d": "2024-01-01"}),
+        ("a: &x {k: 1}\nb: {<<: *x, l: 2}\n", {"a": {"k": 1}, "b": {"k": 1, "l": 2}}),
+        ("", None),
+    ],
+)
+def test_parse(text: str, document: object) -> None:
+    assert parse(text) == document
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
+        ("a: 1\na: 2\n", "duplicate key 'a' at line 2, column 1"),
+        ("a: [", "at line 2, column 1"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+        ('{"a": NaN}', "NaN is not a JSON value"),
+        ("- 1", "expected a mapping of field names to values, not [1]"),
+        ("1: x", "expected a mapping"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ("a: \x00", "malformed YAML"),
+        ("a: &a [*a]", "recursive"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as error:
+        parse_mapping(text)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"x" * 11)
+    (tmp_path / "binary").write_bytes(b"\xff")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DocumentError, match="larger than 10 bytes"):
+        read_text(str(tmp_path / "long"), 10)
+    with pytest.raises(DocumentError, match="not UTF-8"):
+        read_text(str(tmp_path / "binary"))
+    for odd in ("fifo", "."):
+        with pytest.raises((DocumentError, IsADirectoryError)):
+            read_text(str(tmp_path / odd))
+
+
+def test_json_is_bounded() -> None:
+    laughs = parse("a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nd: [*c,*c,*c,*c]\n")
+    assert to_json({"a": [1, "ü"]}, 100) == '{"a":[1,"\\u00fc"]}'
+    with pytest.raises(DocumentError, match="larger than 100 characters"):
+        to_json(laughs, 100)
+    assert describe(laughs) == "a dict"
+    with pytest.raises(DocumentError, match="cannot be written as JSON"):
+        to_json({1, 2}, 100)
+
+
+def test_describe_is_short() -> None:
+    assert describe({"a": [1, None]}) == '{"a":[1,null]}'
+    assert describe("x" * 1000) == f'"{"x" * 40}"...'
+    assert len(describe("\0" * 1000)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ('a/b.c="x"\nd="1=2"\n\n', {"a/b.c": "x", "d": "1=2"}),
+        (r'k="line\nquote\" tab\t back\\"', {"k": 'line\nquote" tab\t back\\'}),
+        (r'k="\u00fc\U0001f600\xc3\xbc\303\274"', {"k": "ü😀üü"}),
+        ("", {}),
+    ],
+)
+def test_downward_api(text: str, entries: dict[str, str]) -> None:
+    assert pod_files.parse(text) == entries
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", 'line 1 is not key="value"'),
+        ('a="x"\nb="y', "line 2"),
+        (r'a="\q"', r"line 1: unknown escape \q"),
+        (r'a="\UFFFFFFFF"', "is not a character"),
+    ],
+)
+def test_one_bad_line_discards_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "annotations"
+    path.write_text(text)
+    entries, warning = pod_files.read_annotations(str(path))
+    assert entries == {}
+    assert message in warning
+    assert str(path) in warning
+
+
+def test_no_annotations_file_is_no_warning(tmp_path: Path) -> None:
+    assert pod_files.read_annotations(str(tmp_path / "none")) == ({}, "")
+
+
+def test_environment() -> None:
+    env = environment.read(
+        {
+            "ISTIO_CPU_LIMIT": "3",
+            "ENVOY_SKIP_DEPRECATED_LOGS": "F",
+            "ISTIO_ENVOY_ENABLE_CORE_DUMP": "1",
+            "TERMINATION_DRAIN_DURATION_SECONDS": "0",
+            "INSTANCE_IP": "10.0.0.1",
+        }
+    )
+    assert (env.cpu_limit, env.skip_deprecated_logs, env.enable_core_dump) == (3, False, True)
+    assert (env.termination_drain_s, env.instance_ip, env.warnings) == (0, "10.0.0.1", ())
+
+
+def test_environment_defaults() -> None:
+    env = environment.read({"ISTIO_CPU_LIMIT": ""})
+    assert (env.cpu_limit, env.skip_deprecated_logs, env.enable_core_dump) == (0, True, False)
+    assert (env.termination_drain_s, env.proxy_config, env.warnings) == (None, "", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ISTIO_CPU_LIMIT", "2500m"),
+        ("ISTIO_CPU_LIMIT", "-1"),
+        ("ENVOY_SKIP_DEPRECATED_LOGS", "yes"),
+        ("TERMINATION_DRAIN_DURATION_SECONDS", "5s"),
+    ],
+)
+def test_malformed_values_are_reported_and_replaced(name: str, value: str) -> None:
+    env = environment.read({name: value})
+    assert len(env.warnings) == 1
+    assert f"environment variable {name}: {value!r} is ignored" in env.warnings[0]
+    assert environment.read({}) == environment.Environment(**{**_fields(env), "warnings": ()})
+
+
+def _fields(env: environment.Environment) -> dict[str, object]:
+    return {name: getattr(env, name) for name in env.__slots__}
+
+
+@pytest.mark.parametrize("name", environment.NOT_HONOURED)
+def test_variables_that_are_not_honoured_are_named(name: str) -> None:
+    assert any(name in warning for warning in environment.read({name: "true"}).warnings)
+    assert environment.read({name: ""}).warnings == ()

@@ -1,0 +1,71 @@
+"""Log lines: Istio's two forms, scopes, levels."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent import log
+from agent.options import LogOptions
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    yield
+    log.configure(LogOptions(("stdout",), False, "", "default:none", ""))
+
+
+def written(path: Path, output: str = "", stack: str = "default:none", caller: str = "", as_json: bool = False) -> str:
+    log.configure(LogOptions((str(path),), as_json, output, stack, caller))
+    for name in ("default", "dns"):
+        scope = log.scope(name)
+        scope.debug("d")
+        scope.info("i")
+        scope.warn("w")
+        scope.error("e")
+    return path.read_text()
+
+
+def test_text_form(tmp_path: Path) -> None:
+    lines = written(tmp_path / "log").splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\tinfo\ti", lines[0])
+    assert [line.split("\t")[1:] for line in lines] == [
+        ["info", "i"], ["warn", "w"], ["error", "e"], ["info", "dns", "i"], ["warn", "dns", "w"], ["error", "dns", "e"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("output", "count"),
+    [
+        ("debug", 7),
+        ("default:error", 4),
+        ("dns:none", 3),
+        ("all:none", 0),
+        ("all:debug,dns:none", 8),
+        ("warn,dns:warn", 4),
+    ],
+)
+def test_levels(tmp_path: Path, output: str, count: int) -> None:
+    assert len(written(tmp_path / "log", output).splitlines()) == count
+
+
+def test_json_form(tmp_path: Path) -> None:
+    records = [json.loads(line) for line in written(tmp_path / "log", "error", as_json=True).splitlines()]
+    assert records[0].keys() == {"level", "time", "msg"}
+    assert (records[0]["level"], records[0]["msg"]) == ("error", "e")
+    assert records[-1]["scope"] == "dns"
+
+
+def test_caller_and_stack(tmp_path: Path) -> None:
+    text = written(tmp_path / "log", "error", stack="default:error", caller="default")
+    assert re.search(r"\terror\ttest_agent_log\.py:\d+\te\n", text)
+    assert "in written" in text
+    assert text.splitlines()[-1].split("\t")[1:] == ["error", "dns", "e"]  # neither for the other scope
+
+
+def test_a_message_is_one_line(tmp_path: Path) -> None:
+    log.configure(LogOptions((str(tmp_path / "log"),), False, "", "", ""))
+    log.scope().info("one\ntwo\x1b[31m\udcff")
+    assert (tmp_path / "log").read_text().split("\t")[2] == "one\\ntwo\\x1b[31m\\udcff\n"

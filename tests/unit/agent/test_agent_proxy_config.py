@@ -1,0 +1,323 @@
+"""ProxyConfig: sources and their order, validation, and the proxy's arguments in every recorded case."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import addresses, child_command, cli, custom_config, environment, proxy_command, proxy_config
+from agent.errors import ConfigError, UsageError
+from agent.flags import parse
+from agent.options import PROXY_FLAGS, ProxyOptions, proxy_options
+
+RECORDED = Path(cli.__file__).parents[2] / "shared/istio/bootstrap/cases.json"
+
+
+def options(*arguments: str) -> ProxyOptions:
+    return proxy_options(parse(PROXY_FLAGS, ["--meshConfig", "/nonexistent", *arguments], tolerate_unknown=True))
+
+
+def effective(
+    document: Any = None, *arguments: str, annotations: dict[str, str] | None = None, **variables: str
+) -> tuple[proxy_config.ProxyConfig, list[str]]:
+    warnings: list[str] = []
+    text = document if isinstance(document, str) else json.dumps(document or {})
+    env = environment.read({"PROXY_CONFIG": text, **variables})
+    return proxy_command.effective_config(options(*arguments), env, annotations or {}, warnings), warnings
+
+
+def test_defaults() -> None:
+    config, warnings = effective()
+    assert (config.config_path, config.binary_path) == ("./etc/istio/proxy", "/usr/local/bin/envoy")
+    assert (config.drain_duration_s, config.termination_drain_duration_s) == (45, 5)
+    assert (config.status_port, config.proxy_admin_port, config.concurrency) == (15020, 15000, None)
+    assert warnings == []
+
+
+def test_order_of_sources(tmp_path: Path) -> None:
+    mesh = tmp_path / "mesh"
+    fields = ["statusPort", "proxyAdminPort", "drainDuration", "configPath"]
+    mesh.write_text("defaultConfig:\n  statusPort: 1\n  proxyAdminPort: 1\n  drainDuration: 1s\n  configPath: mesh\n")
+    config, _ = effective(
+        {"statusPort": 2, "proxyAdminPort": 2, "drainDuration": "2s"},
+        f"--meshConfig={mesh}",
+        "--statusPort=4",
+        annotations={"proxy.istio.io/config": "statusPort: 3\nproxyAdminPort: 3\n"},
+    )
+    assert (config.status_port, config.proxy_admin_port, config.drain_duration_s, config.config_path) == (
+        4,
+        3,
+        2,
+        "mesh",
+    )
+    assert [config.sources[name] for name in fields] == [
+        "flag", "annotation proxy.istio.io/config", "PROXY_CONFIG", f"mesh configuration {mesh}: defaultConfig",
+    ]  # fmt: skip
+
+
+def test_status_port_annotation_comes_last() -> None:
+    config, _ = effective({"statusPort": 2}, "--statusPort=3", annotations={"status.sidecar.istio.io/port": "4"})
+    assert config.status_port == 4
+    assert effective(annotations={"status.sidecar.istio.io/port": "0"})[0].status_port == 0
+
+
+@pytest.mark.parametrize(
+    ("document", "arguments", "limit", "expected"),
+    [
+        ({}, (), "", None),
+        ({}, (), "3", 3),
+        ({"concurrency": 0}, (), "3", 0),  # explicit 0 is not unset
+        ({"concurrency": "2"}, (), "3", 2),
+        ({"concurrency": 2}, ("--concurrency=4",), "3", 4),
+        ({"concurrency": 2}, ("--concurrency=0",), "", 2),
+        ({"concurrency": None}, (), "3", 3),
+    ],
+)
+def test_concurrency(document: Any, arguments: tuple[str, ...], limit: str, expected: int | None) -> None:
+    config, warnings = effective(document, *arguments, ISTIO_CPU_LIMIT=limit)
+    assert config.concurrency == expected
+    assert any("--concurrency is legacy" in warning for warning in warnings) == (expected == 4)
+
+
+@pytest.mark.parametrize(
+    ("document", "variable", "expected"),
+    [({}, "12", 12), ({"terminationDrainDuration": "1.5s"}, "12", 1.5), ({"terminationDrainDuration": "0s"}, "12", 0)],
+)
+def test_termination_drain(document: Any, variable: str, expected: float) -> None:
+    config, _ = effective(document, TERMINATION_DRAIN_DURATION_SECONDS=variable)
+    assert config.termination_drain_duration_s == expected
+
+
+def test_snake_case_names() -> None:
+    assert effective({"drain_duration": "7s", "proxy_admin_port": 7})[0].drain_duration_s == 7
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"statusPort": 0}, "PROXY_CONFIG: statusPort: 0: expected an integer from 1 to 65535"),
+        ({"proxyAdminPort": 70000}, "proxyAdminPort: 70000: expected an integer"),
+        ({"proxyAdminPort": True}, "proxyAdminPort: true: expected an integer"),
+        ({"proxyAdminPort": 1.5}, "proxyAdminPort: 1.5: expected an integer"),
+        ({"proxyAdminPort": "9" * 5000}, "expected an integer"),
+        ({"concurrency": -1}, "concurrency: -1: expected an integer from 0"),
+        ({"drainDuration": "1m"}, "drainDuration: \"1m\": '1m' is not a duration in seconds"),
+        ({"drainDuration": "1.5s"}, 'drainDuration: "1.5s": expected whole seconds'),
+        ({"drainDuration": 5}, "drainDuration: 5: expected a string"),
+        ({"terminationDrainDuration": "-1s"}, "expected a duration of at least 0s"),
+        ({"configPath": ""}, 'configPath: "": expected a path'),
+        ({"binaryPath": "a\0b"}, "binaryPath"),
+        ({"customConfigFile": ["x"]}, 'customConfigFile: ["x"]: expected a string'),
+        ({"statusPort": 1, "status_port": 2}, "ProxyConfig field statusPort is given twice"),
+        ("[1]", "PROXY_CONFIG is not a ProxyConfig document: expected a mapping"),
+        ("a: [", "PROXY_CONFIG is not a ProxyConfig document:"),
+    ],
+)
+def test_refused(document: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        effective(document)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_all_errors_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        effective({"statusPort": 0, "drainDuration": "x"}, annotations={"status.sidecar.istio.io/port": "many"})
+    assert "statusPort: 0" in str(error.value)
+    assert "drainDuration" in str(error.value)
+    assert 'annotation status.sidecar.istio.io/port: "many": expected an integer from 0' in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["a: [", "- x", "defaultConfig: 5"])
+def test_mesh_file_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mesh").write_text(content)
+    with pytest.raises(ConfigError, match=f"mesh configuration {tmp_path}/mesh"):
+        effective({}, f"--meshConfig={tmp_path}/mesh")
+
+
+def test_what_is_not_honoured_is_named() -> None:
+    every = {**dict.fromkeys(proxy_config.NOT_HONOURED, {}), "image": {}, "holdApplicationUntilProxyStarts": True}
+    _, warnings = effective({**every, "noSuchField": 1})
+    text = "\n".join(warnings)
+    assert all(name in text for name in proxy_config.NOT_HONOURED)
+    assert "unknown ProxyConfig field 'noSuchField' is ignored" in text
+    assert "image" not in text
+    assert len(warnings) < 10
+
+
+def test_every_honoured_field_is_honoured() -> None:
+    """Each field of the table, set to something else than its default, changes the effective configuration."""
+    values = {
+        "configPath": "x", "binaryPath": "x", "customConfigFile": "x", "drainDuration": "9s", "concurrency": 9,
+        "terminationDrainDuration": "9s", "statusPort": 9, "proxyAdminPort": 9, "fileFlushInterval": "9s",
+        "fileFlushMinSizeKb": 9,
+    }  # fmt: skip
+    assert values.keys() == proxy_config.HONOURED.keys()
+    plain = effective()[0]
+    for name, value in values.items():
+        config = effective({name: value})[0]
+        changed = {slot for slot in plain.__slots__ if getattr(config, slot) != getattr(plain, slot)}
+        assert len(changed - {"sources"}) == 1, name
+        assert config.sources == {name: "PROXY_CONFIG"}
+
+
+def recorded_cases() -> list[Any]:
+    if RECORDED.exists():
+        return list(json.loads(RECORDED.read_text()))
+    return [pytest.param(None, marks=pytest.mark.skip(reason=f"no recorded data at {RECORDED}"))]
+
+
+@pytest.mark.parametrize("case", recorded_cases(), ids=lambda case: case and case["name"])
+def test_arguments_equal_those_of_the_real_program(case: dict[str, Any]) -> None:
+    warnings: list[str] = []
+    parsed = parse(PROXY_FLAGS, case["args"][1:], tolerate_unknown=True)
+    given = {"configPath": "CONFIG_PATH", **case["proxy_config"]}  # the recorder's folder, by its stand-in
+    env = environment.read({**case["env"], "PROXY_CONFIG": json.dumps(given)})
+    config = proxy_command.effective_config(proxy_options(parsed), env, {}, warnings)
+    ips = addresses.node_addresses(env.instance_ip, case["interface_addresses"])
+    words = child_command.arguments(config, proxy_options(parsed), env, addresses.ip_version(ips))
+    assert list(words) == case["proxy_args"]
+
+
+def arguments_for(document: Any, *arguments: str, override: str = "", **variables: str) -> list[str]:
+    config, _ = effective(document, *arguments)
+    env = environment.read(variables)
+    return list(child_command.arguments(config, options(*arguments), env, "v6", override))
+
+
+def test_optional_arguments() -> None:
+    words = arguments_for(
+        {"customConfigFile": "/c.yaml", "fileFlushInterval": "0.25s", "fileFlushMinSizeKb": 8},
+        "--proxyLogLevel=debug",
+        "--proxyComponentLogLevel=misc:error,http:info",
+        override='{"a":1}',
+        ISTIO_ENVOY_ENABLE_CORE_DUMP="true",
+        ENVOY_SKIP_DEPRECATED_LOGS="false",
+    )
+    assert words == [
+        "-c", "/c.yaml", "--drain-time-s", "45", "--drain-strategy", "immediate", "--local-address-ip-version", "v6",
+        "--file-flush-interval-msec", "250", "--disable-hot-restart", "--allow-unknown-static-fields",
+        "--file-flush-min-size-kb", "8", "-l", "debug", "--component-log-level", "misc:error,http:info",
+        "--enable-core-dump", "--config-yaml", '{"a":1}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("level", "components", "expected"),
+    [
+        ("info,misc:error", "http:debug", ["-l", "info", "--component-log-level", "misc:error"]),
+        ("info", "", ["-l", "info"]),
+        ("", "", []),
+        ("misc:error", "", ["--component-log-level", "misc:error"]),
+    ],
+)
+def test_log_levels(level: str, components: str, expected: list[str]) -> None:
+    words = arguments_for({}, f"--proxyLogLevel={level}", f"--proxyComponentLogLevel={components}")
+    assert words[words.index("--allow-unknown-static-fields") + 1 : words.index("--skip-deprecated-logs")] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--proxyLogLevel=loud"], "--proxyLogLevel: 'loud'"),
+        (["--proxyLogLevel=info,debug"], "names more than one level"),
+        (["--proxyLogLevel=info,misc:loud"], "--proxyLogLevel: 'misc:loud'"),
+        (["--proxyComponentLogLevel=error"], "--proxyComponentLogLevel: 'error'"),
+    ],
+)
+def test_log_levels_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        arguments_for({}, *flags)
+    assert message in str(error.value)
+
+
+def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "envoy"
+    with pytest.raises(ConfigError, match="is not a file"):
+        child_command.program(str(script))
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    assert child_command.program(str(script)) == (str(script),)
+    monkeypatch.setattr(child_command, "DEFAULT_BINARY", str(script))
+    assert child_command.program(str(script)) == (str(script),)
+    script.unlink()
+    assert child_command.program(str(script)) == (sys.executable, "-m", "proxy")
+    monkeypatch.setattr(child_command, "OWN_PROXY", "no_such_package")
+    with pytest.raises(ConfigError, match="no_such_package"):
+        child_command.program(str(script))
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "awaits", "port"),
+    [
+        ("static_resources: {}", None, (), None),
+        ("dynamic_resources: {}", None, (), None),
+        ("dynamic_resources: {ads_config: {}, cds_config: {ads: {}}}", None, ("cds",), None),
+        ('{"dynamicResources": {"ldsConfig": {"ads": {}}, "cdsConfig": {"ads": {}}}}', None, ("cds", "lds"), None),
+        ("admin: {address: {socket_address: {port_value: 5}}}", None, (), 5),
+        (
+            "admin: {address: {socket_address: {port_value: 5}}}",
+            {"admin": {"address": {"socketAddress": {"portValue": 6}}}, "dynamic_resources": {"lds_config": {"a": 1}}},
+            ("lds",),
+            6,
+        ),
+        ("admin: [1]", None, (), None),
+    ],
+)
+def test_custom_config(tmp_path: Path, content: str, override: Any, awaits: tuple[str, ...], port: int | None) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    warnings: list[str] = []
+    found = custom_config.inspect(str(tmp_path / "c.yaml"), override, warnings)
+    assert (found.awaits, found.admin_port, warnings) == (awaits, port, [])
+
+
+def test_custom_config_that_only_the_proxy_can_judge(tmp_path: Path) -> None:
+    (tmp_path / "c.pb").write_bytes(b"\x0a\xff")
+    warnings: list[str] = []
+    assert custom_config.inspect(str(tmp_path / "c.pb"), None, warnings).awaits == ("cds", "lds")
+    assert "c.pb" in warnings[0]
+    with pytest.raises(ConfigError, match=r"customConfigFile: cannot read .*absent.*No such file"):
+        custom_config.inspect(str(tmp_path / "absent"), None, warnings)
+
+
+def test_override(tmp_path: Path) -> None:
+    path = tmp_path / "override.yaml"
+    path.write_text("a: $(HOST_IP):80\n")
+    assert custom_config.read_override(str(path), "fd00::1")[0] == '{"a":"[fd00::1]:80"}'
+    assert custom_config.read_override(str(path), "10.0.0.1") == ('{"a":"10.0.0.1:80"}', {"a": "$(HOST_IP):80"})
+    path.write_text("")
+    assert custom_config.read_override(str(path), "10.0.0.1") == ("", {})
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "[1]", "a: " + "x" * 200_000, "a: &a [*a]"])
+def test_override_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "override.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"ISTIO_BOOTSTRAP_OVERRIDE: cannot use '{path}'"):
+        custom_config.read_override(str(path), "")
+
+
+@pytest.mark.parametrize(
+    ("instance_ip", "interfaces", "expected", "version"),
+    [
+        ("10.0.0.1", ["192.0.2.2", "10.0.0.1"], ("10.0.0.1", "192.0.2.2"), "v4"),
+        ("fd00::1", ["192.0.2.2"], ("fd00::1", "192.0.2.2"), "v4"),
+        ("fd00::1", ["fd00::2"], ("fd00::1", "fd00::2"), "v6"),
+        ("::ffff:10.0.0.1", [], ("10.0.0.1",), "v4"),
+        ("nonsense", [], ("127.0.0.1", "::1"), "v4"),
+    ],
+)
+def test_addresses(instance_ip: str, interfaces: list[str], expected: tuple[str, ...], version: str) -> None:
+    assert addresses.node_addresses(instance_ip, interfaces) == expected
+    assert addresses.ip_version(expected) == version
+    assert addresses.loopbacks(expected)[0] == ("::1" if version == "v6" else "127.0.0.1")
+
+
+def test_interface_addresses_are_those_of_the_machine() -> None:
+    found = addresses.interface_addresses()
+    assert all(not text.startswith(("127.", "fe80:", "169.254.")) and text != "::1" for text in found)
+    assert addresses.interface_addresses(set(os.listdir("/sys/class/net"))) == []
