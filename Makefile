@@ -21,8 +21,8 @@ bench: ## compare with Envoy and HAProxy: requests per second, latency, memory
 lint: ## ruff and mypy --strict
 	@$(RUN) lint scripts/lint
 
-soak: ## an hour of mixed load; fails on leaks and errors
-	@$(RUN) test python -m bench.soak
+soak: ## an hour of mixed load (SECONDS=600 for less); fails on failed requests and leaks
+	@$(RUN) demo python -m demo.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 clean: ## remove the virtual environment, the installed copy and caches
 	@$(RUN) remove

@@ -1,10 +1,11 @@
 """Clients that keep asking until stdin ends, as well-behaved HTTP/1.1 clients do.
 
-    python -m demo.load URL [--clients N]
+    python -m demo.load URL [--clients N] [--new-connections]
 
-Each client keeps its connection, obeys `connection: close` by opening another one, and after the end of stdin finishes
-what it began and opens nothing more. Prints `started` once every client has had an answer, and at the end one line of
-JSON: `requests`, `closes` (answers that said `connection: close`) and `failed` (what went wrong, with its count).
+Each client keeps its connection (or opens one for each request), obeys `connection: close` by opening another one, and
+after the end of stdin finishes what it began and opens nothing more. Prints `started` once every client has had an
+answer, and at the end one line of JSON: `requests`, `closes` (answers that said `connection: close`) and `failed` (what
+went wrong, with its count).
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ TIMEOUT = 10.0
 class Client(threading.Thread):
     """One client and what it counted."""
 
-    def __init__(self, url: str, stop: threading.Event) -> None:
+    def __init__(self, url: str, stop: threading.Event, new_connections: bool) -> None:
         super().__init__()
         parts = urlsplit(url)
         self._authority = parts.hostname or "", parts.port or 80
         self._path = parts.path or "/"
         self._stop_asking = stop
+        self._new_connections = new_connections
         self.answered = threading.Event()
         self.requests = 0
         self.closes = 0
@@ -60,16 +62,17 @@ class Client(threading.Thread):
             self.failed[f"status {response.status}"] += 1
         closing = response.will_close
         self.closes += closing
-        return not closing
+        return not (closing or self._new_connections)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="demo.load", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--new-connections", action="store_true", help="a connection for each request")
     options = parser.parse_args(arguments)
     stop = threading.Event()
-    clients = [Client(options.url, stop) for _ in range(options.clients)]
+    clients = [Client(options.url, stop, options.new_connections) for _ in range(options.clients)]
     for client in clients:
         client.start()
     for client in clients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from demo import interrupts
 
@@ -95,6 +97,15 @@ class Process:
             return False
 
         wait_until(said, seconds=seconds, what=f"{self.name} says {text!r}")
+
+    def last_line_as_json(self) -> dict[str, Any]:
+        """Raises DemoError when it is not JSON."""
+        line = self.text().rpartition("\n{")[2]
+        try:
+            result: dict[str, Any] = json.loads("{" + line)
+        except ValueError as error:
+            raise DemoError(f"{self.name} ended without a result:\n{self.text()}") from error
+        return result
 
     def close_stdin(self) -> None:
         assert self.popen.stdin is not None

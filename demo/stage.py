@@ -22,7 +22,7 @@ from demo.processes import DemoError, Process, Processes, end_sessions, must, wa
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 FOLDER_PREFIX = "pysidecar-demo-"
-SLOW_SECONDS = 0.3
+SLOW_SECONDS = 0.5
 TERMINATION_DRAIN_SECONDS = 4
 REVIEWS = {"reviews-v1": "10.10.0.41", "reviews-v2": "10.10.0.42", "reviews-v3": "10.10.0.43"}
 SLOW = "reviews-v2"
@@ -137,10 +137,10 @@ class Stage:
             wait_until(there, seconds=5, what="access log")
         return found
 
-    def load(self, name: str, target: Target, path: str, clients: int, within: str) -> Process:
+    def load(self, name: str, url: str, *options: str, outside: bool = False) -> Process:
         """Clients that keep asking until their stdin is closed (demo/load.py); they have begun on return."""
-        wrap = self.as_application if within == "application" else self.as_outsider
-        command = wrap([sys.executable, "-m", "demo.load", target.url + path, "--clients", str(clients)])
+        wrap = self.as_outsider if outside else self.as_application
+        command = wrap([sys.executable, "-m", "demo.load", url, *options])
         process = self.processes.start(name, command, cwd=ROOT, stdin=-1)
         process.wait_for_text("started")
         return process
@@ -227,7 +227,7 @@ class PodStage(Stage):
             f"  ip netns exec {self.pod.namespace} setpriv --reuid=1000 --regid=1000 --clear-groups sh",
             "in there:",
             "  curl http://reviews:9080/reviews/0                    through the sidecar",
-            f"  curl http://{self.admin}/stats?filter=upstream_rq_total   the proxy's admin port",
+            f"  curl http://{self.admin}/clusters                 the proxy's admin port",
             f"the world outside:  ip netns exec {self.mesh.outside.namespace} curl {self.inbound.url}/headers",
         ]
 
@@ -267,14 +267,13 @@ class LoopbackStage(Stage):
         self.serve("productpage", "--http", f"127.0.0.1:{self._ports[9010]}", within=list)
         self.start_sidecar()
 
-    def load(self, name: str, target: Target, path: str, clients: int, within: str) -> Process:
-        by_address = Target(target.url.replace("reviews", "127.0.0.1"))
-        return super().load(name, by_address, path, clients, within)
+    def load(self, name: str, url: str, *options: str, outside: bool = False) -> Process:
+        return super().load(name, url.replace("//reviews:", "//127.0.0.1:"), *options, outside=outside)
 
     def enter_hint(self) -> list[str]:
         return [
             f"curl {' '.join(self.reviews.options)} {self.reviews.url}/reviews/0      through the sidecar",
-            f"curl http://{self.admin}/stats?filter=upstream_rq_total                 the proxy's admin port",
+            f"curl http://{self.admin}/clusters      the proxy's admin port",
         ]
 
 

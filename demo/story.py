@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import time
@@ -157,8 +156,8 @@ class Story:
 
     def drain(self) -> None:
         self.report.section("Drain: SIGTERM to pilot-agent while clients are busy in both directions")
-        coming = self.stage.load("load-in", self.stage.inbound, "/busy", 8, "outside")
-        going = self.stage.load("load-out", self.stage.reviews, "/spread/busy", 4, "application")
+        coming = self.stage.load("load-in", f"{self.stage.inbound.url}/busy", "--clients", "8", outside=True)
+        going = self.stage.load("load-out", f"{self.stage.reviews.url}/spread/busy", "--clients", "4")
         time.sleep(1)
         sidecar = self.stage.sidecar
         sidecar.popen.send_signal(signal.SIGTERM)
@@ -169,7 +168,7 @@ class Story:
             process.close_stdin()
         for process in (coming, going):
             process.wait(seconds=20)
-            results[process.name] = json.loads(process.text().splitlines()[-1])
+            results[process.name] = process.last_line_as_json()
         status = sidecar.wait(seconds=TERMINATION_DRAIN_SECONDS + 10)
         self._load_result("to the application", results["load-in"])
         self._load_result("from the application", results["load-out"])

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import marshal
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes. A snapshot of 10,000 clusters is about 30 MB; more is a defect."""
@@ -51,8 +51,7 @@ class Channel(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not derived from it
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer

@@ -18,6 +18,7 @@ from proxy.config.load import Loaded, load_bootstrap
 from proxy.options import Options
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
+from proxy.stats.merge import merge
 from proxy.worker import log_loop_error
 from proxy.workers import StartError, Workers
 
@@ -79,6 +80,7 @@ class Server:
         self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
         self.histograms = HistogramStore()
         self._stage = "PRE_INITIALIZING"
+        self._admin: AdminServer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
         self._workers = Workers(loop, loaded.bootstrap, options, self._replay, self._give_up)
         self._stopped: set[int] = set()
@@ -94,10 +96,10 @@ class Server:
     async def run(self) -> int:
         """Start, serve, stop; the exit code."""
         self._handle_signals()
-        admin = AdminServer(self)
         try:
-            starting = self.loop.create_task(self._start(admin))
-            await asyncio.wait([starting, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            starting = self.loop.create_task(self._start())
+            either: list[asyncio.Future[Any]] = [starting, self._ended]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 starting.cancel()
                 await asyncio.wait([starting])
@@ -110,12 +112,14 @@ class Server:
             for task in list(self._tasks):
                 task.cancel()
             await self._workers.stop()
-            await admin.close()
+            if self._admin is not None:
+                await self._admin.close()
             self.log_files.close()
             _log.info("main dispatch loop exited")
 
-    async def _start(self, admin: AdminServer) -> None:
+    async def _start(self) -> None:
         options = self.options
+        admin = self._admin = AdminServer(self)
         address = self.loaded.bootstrap.admin.address
         if address is not None:
             try:
@@ -186,26 +190,25 @@ class Server:
 
     async def snapshot(self) -> Snapshot:
         """All workers' statistics and main's log files', since the last reset; ``histograms`` is empty."""
-        total = await self._workers.snapshot()
-        self.log_files.stats.collect(total, False)
-        self._know(total)
+        total = await self._total()
+        for name in total.histograms:
+            # Listed before anything was recorded in them.
+            self.histograms.cumulative.setdefault(name, {})
+            self.histograms.interval.setdefault(name, {})
         total.histograms = {}
         baseline = self._baseline
         if baseline:
             total.counters = {name: n - baseline.get(name, 0) for name, n in total.counters.items()}
         return total
 
-    def _know(self, total: Snapshot) -> None:
-        """Histograms are listed before anything was recorded in them."""
-        for name in total.histograms:
-            self.histograms.cumulative.setdefault(name, {})
-            self.histograms.interval.setdefault(name, {})
+    async def _total(self) -> Snapshot:
+        own = Snapshot()
+        self.log_files.stats.collect(own, False)
+        return merge([await self._workers.snapshot(), own])
 
     async def reset_counters(self) -> None:
         """Counters start again at 0; gauges and histograms keep their values."""
-        total = await self._workers.snapshot()
-        self.log_files.stats.collect(total, False)
-        self._baseline = total.counters
+        self._baseline = (await self._total()).counters
 
     async def clusters(self) -> list[dict[str, Any]]:
         """Every cluster's status, hosts of all workers together and their statistics added up."""

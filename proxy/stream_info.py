@@ -15,54 +15,41 @@ if TYPE_CHECKING:
 class StreamInfo:
     """Fields are ``None`` (or empty) while unknown. Times are the loop's monotonic seconds, except ``start_time``."""
 
+    # What every request sets is a slot; the rest are defaults on the class, overridden where something happens.
     __slots__ = (
-        "attempt_count",
+        "__dict__",
         "authority",
-        "bytes_received",
         "bytes_sent",
         "connection_id",
         "details",
-        "downstream_direct_local_address",
-        "downstream_direct_remote_address",
         "downstream_local_address",
         "downstream_remote_address",
         "end",
-        "filter_chain_name",
         "first_upstream_rx",
-        "first_upstream_tx",
-        "flags",
-        "last_downstream_rx",
         "last_downstream_tx",
         "last_upstream_rx",
         "last_upstream_tx",
-        "local_reply_body",
         "method",
         "path",
         "protocol",
         "request_headers",
-        "requested_server_name",
         "response_code",
         "response_headers",
-        "response_trailers",
         "route_name",
-        "scheme",
         "start",
         "start_time",
-        "termination_details",
         "upstream_cluster",
         "upstream_cluster_raw",
         "upstream_host",
         "upstream_local_address",
-        "upstream_transport_failure_reason",
-        "virtual_host_name",
     )
 
     start_time: float
     """Wall clock (time.time()) at the first byte of the request or at accept."""
     start: float
-    last_downstream_rx: float | None
+    last_downstream_rx: float | None = None
     """Whole request received."""
-    first_upstream_tx: float | None
+    first_upstream_tx: float | None = None
     last_upstream_tx: float | None
     first_upstream_rx: float | None
     last_upstream_rx: float | None
@@ -74,28 +61,28 @@ class StreamInfo:
     path: bytes | None
     """Path and query as they are now (rewritten or not)."""
     authority: bytes | None
-    scheme: bytes
+    scheme: bytes = b"http"
     protocol: bytes | None
     """``HTTP/1.1``, ...; None for TCP."""
     request_headers: Headers | None
     response_headers: Headers | None
-    response_trailers: Headers | None
+    response_trailers: Headers | None = None
     response_code: int
     """0 when no response was sent."""
-    flags: bytes
+    flags: bytes = b""
     """Response flags, comma-joined in the order in which they were set; empty: none."""
     details: bytes | None
     """RESPONSE_CODE_DETAILS, whitespace not yet replaced."""
-    termination_details: bytes | None
-    upstream_transport_failure_reason: bytes | None
-    local_reply_body: bytes
-    bytes_received: int
+    termination_details: bytes | None = None
+    upstream_transport_failure_reason: bytes | None = None
+    local_reply_body: bytes = b""
+    bytes_received: int = 0
     bytes_sent: int
-    attempt_count: int
+    attempt_count: int = 0
 
     route_name: bytes | None
-    virtual_host_name: bytes | None
-    filter_chain_name: bytes | None
+    virtual_host_name: bytes | None = None
+    filter_chain_name: bytes | None = None
     upstream_host: bytes | None
     """``ip:port`` of the host attempted last."""
     upstream_cluster: bytes | None
@@ -108,7 +95,7 @@ class StreamInfo:
     downstream_direct_local_address: bytes
     downstream_remote_address: bytes
     downstream_direct_remote_address: bytes
-    requested_server_name: bytes | None
+    requested_server_name: bytes | None = None
 
     def add_flag(self, flag: bytes) -> None:
         """Note a response flag (``UF``, ``URX``, ...) once, keeping the order."""

@@ -91,12 +91,14 @@ class Worker:
         except (BindError, LogFileError) as error:
             raise Refusal(str(error)) from None
 
-    def _start(self, _: None) -> Any:
-        result = self.data_plane.start()
+    async def _start(self, _: None) -> None:
+        try:
+            await self.data_plane.start()
+        except BindError as error:
+            raise Refusal(str(error)) from None
         # What exists now stays: configuration, listeners, clusters. The collector need not look at it again.
         gc.collect()
         gc.freeze()
-        return result
 
     def _reopen_logs(self) -> None:
         self.data_plane.reopen_logs()
@@ -106,12 +108,9 @@ class Worker:
             _log.error("unable to reopen the log: %s", error)
 
     def finish(self) -> None:
-        """Cut every connection and write the logs out; the callbacks of cut connections write log lines too."""
+        """Close everything and write the logs out."""
         if self._data_plane is not None:
             self._data_plane.close()
-            for _ in range(3):
-                self._loop.run_until_complete(asyncio.sleep(0))
-            self._data_plane.flush_logs()
 
     def finish_now(self) -> None:
         """Write the logs out and end, from a signal handler."""

@@ -70,7 +70,7 @@ class Workers:
         self._by_pid: dict[int, WorkerProcess] = {}
         self._young_deaths = [0] * options.concurrency
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._replacing = False
         self.restarts = 0
         self._gone = Snapshot()
         """Counters of workers that are no more."""
@@ -78,7 +78,10 @@ class Workers:
     # --- life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Fork all; when every one has bound its listeners, all start to accept. Raises StartError."""
+        """Fork all; when every one has bound its listeners, all start to accept. Raises StartError.
+
+        Only from then on are workers that die replaced.
+        """
         workers = [await self._fork(index) for index in range(self._options.concurrency)]
         # Each loop is a barrier: nobody accepts before all have bound.
         for request in ("bind", "start"):
@@ -86,6 +89,7 @@ class Workers:
             await asyncio.wait(answers, timeout=START_LIMIT)
             for w, answer in zip(workers, answers, strict=True):
                 self._require(w, request, answer)
+        self._replacing = True
 
     @staticmethod
     def _require(w: WorkerProcess, request: str, answer: asyncio.Future[Any]) -> None:
@@ -96,7 +100,8 @@ class Workers:
         if isinstance(error, RemoteError):
             raise StartError(str(error))
         if error is not None:
-            raise StartError(f"worker {w.index} ended while it was starting")
+            how = _how(w.exited.result()) if w.exited.done() else "closed its channel"
+            raise StartError(f"worker {w.index} {how} while it was starting")
 
     def reap(self) -> None:
         """Collect children that have ended (on SIGCHLD)."""
@@ -110,7 +115,7 @@ class Workers:
 
     async def stop(self) -> None:
         """End all workers; one that does not end in time is killed."""
-        self._stopping = True
+        self._replacing = False
         for task in list(self._tasks):
             task.cancel()
         workers = list(self._by_pid.values())
@@ -154,8 +159,8 @@ class Workers:
         self._gone = merge([self._gone, _counters(w.last)])
         w.channel.close()
         w.exited.set_result(status)
-        if self._stopping:
-            return
+        if not self._replacing:
+            return  # start-up has failed, or the end is wanted
         lived = self._loop.time() - w.forked_at
         _log.error("worker %d (pid %d) %s after %.1f s", w.index, w.pid, _how(status), lived)
         deaths = self._young_deaths[w.index] = self._young_deaths[w.index] + 1 if lived < YOUNG else 0

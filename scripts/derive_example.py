@@ -30,16 +30,12 @@ PLAIN_LISTENERS = ("virtualOutbound", "virtualInbound", "0.0.0.0_15021", "0.0.0.
 ROUTER = "envoy.filters.http.router"
 
 CUTS = {
-    "overload_manager": "its one limit is unlimited here; the connection limit comes later",
-    "ignore_global_conn_limit": "there is no global connection limit yet",
-    "bypass_overload_manager": "there is no overload manager yet",
-    "bootstrap_extensions": "internal listeners (HBONE) come later",
     "typed_per_filter_config": "settings of the fault and cors filters, which come later",
     "request_mirror_policies": "mirroring comes later",
-    "hash_policy": "consistent hashing comes later",
     "ring_hash_lb_config": "consistent hashing comes later",
     "outlier_detection": "passive health checks come later",
-    "http2_protocol_options": "HTTP/2 comes later",
+    "respect_dns_ttl": "name resolution uses dns_refresh_rate until the proxy has a resolver of its own",
+    "dns_jitter": "name resolution uses dns_refresh_rate until the proxy has a resolver of its own",
 }
 """Fields that are left out wherever they stand, with the reason."""
 
@@ -56,7 +52,7 @@ class Change(NamedTuple):
 CHANGED = (Change("lb_policy", "RING_HASH", "LEAST_REQUEST", "consistent hashing comes later"),)
 
 FILTERS_REASON = "HTTP filters other than the router come later"
-LISTENER_REASON = "not one of the demo's listeners (TLS inspection, or upstreams that speak HTTP/2 only)"
+LISTENER_REASON = "other ports of the mesh; TLS inspection and HTTP/2 upstreams come later"
 CLUSTER_REASON = "cluster of a listener that was left out"
 
 

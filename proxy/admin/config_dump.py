@@ -23,6 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from proxy.admin import patterns
 from proxy.admin.console import Console
+from proxy.admin.info import described
 from proxy.admin.messages import PLAIN, Request, Response, as_json
 from proxy.admin.redact import redact
 
@@ -78,7 +79,9 @@ def config_dumps(bootstrap: Bootstrap, loaded_at: float, matches: Matches, inclu
     updated.FromMilliseconds(int(loaded_at * 1000))
     static = bootstrap.static_resources
     clusters = [cluster for cluster in static.clusters if matches(cluster.name)]
-    yield config_dump_pb2.BootstrapConfigDump(bootstrap=bootstrap, last_updated=updated)
+    whole = config_dump_pb2.BootstrapConfigDump(bootstrap=bootstrap, last_updated=updated)
+    whole.bootstrap.node.CopyFrom(described(bootstrap.node))
+    yield whole
     yield config_dump_shared_pb2.ClustersConfigDump(static_clusters=[
         config_dump_shared_pb2.ClustersConfigDump.StaticCluster(cluster=_pack(cluster), last_updated=updated)
         for cluster in clusters])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from envoy.config.core.v3.base_pb2 import Node
 from google.protobuf.json_format import MessageToDict
 
 from proxy import version
@@ -32,8 +33,22 @@ async def handle_server_info(console: Console, _request: Request) -> Response:
         "uptime_all_epochs": uptime,
         "hot_restart_version": version.HOT_RESTART_VERSION,
         "command_line_options": command_line_options(server.options),
-        "node": MessageToDict(server.loaded.message.node, preserving_proto_field_name=True),
+        "node": MessageToDict(described(server.loaded.message.node), preserving_proto_field_name=True),
+        "hot_restart_initializing": False,
     })
+
+
+def described(node: Node) -> Node:
+    """A node with what the program adds to it: the name of its API and its version."""
+    result = Node()
+    result.CopyFrom(node)
+    sha, number, status, build, library = version.BUILD.split("/")
+    result.user_agent_name = "envoy"
+    result.user_agent_build_version.metadata.update({
+        "revision.sha": sha, "revision.status": status, "build.type": build, "ssl.version": library})
+    release = result.user_agent_build_version.version
+    release.major_number, release.minor_number, release.patch = map(int, number.split("."))
+    return result
 
 
 _DURATIONS = ("file_flush_interval", "drain_time", "parent_shutdown_time")
@@ -46,9 +61,11 @@ def command_line_options(options: Options) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name, value in asdict(options).items():
         if name in _DURATIONS:
-            value = f"{value:g}s"
+            value = f"{value:.3f}s" if value % 1 else f"{value:.0f}s"
         elif name in _CAPITALIZED:
             value = value.capitalize()
+        elif name == "log_level" and value == "warn":
+            value = "warning"
         elif name == "base_id":
             value = str(value)
         elif isinstance(value, tuple):

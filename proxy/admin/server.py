@@ -19,7 +19,7 @@ from proxy.admin.protocol import AdminProtocol, Exchange
 from proxy.config.model import SocketAddress
 from proxy.http.headers import Headers
 from proxy.http.manager import own_address
-from proxy.stats.groups import HttpStats, ListenerHttpStats, ListenerStats, ListenerWorkerStats
+from proxy.stats.groups import HttpStats, ListenerHttpStats, ListenerStats, ListenerWorkerStats, Snapshot
 from proxy.stream_info import StreamInfo
 
 MAX_CONNECTIONS = 128
@@ -31,6 +31,20 @@ CLOSE_TIMEOUT = 1.0
 BACKLOG = 128
 
 _log = log.get("admin")
+
+
+class AdminHttpStats(HttpStats):
+    """``http.admin``: a connection manager without a router."""
+
+    __slots__ = ()
+    _ROUTER = ("no_route", "no_cluster", "rq_total", "rq_redirect", "rq_direct_response",
+               "rq_reset_after_downstream_response_started")
+
+    def collect(self, out: Snapshot, flush: bool) -> None:
+        """All but the router's share."""
+        super().collect(out, flush)
+        for name in self._ROUTER:
+            del out.counters[f"{self.prefix}.{name}"]
 
 
 class AdminServer:
@@ -55,7 +69,7 @@ class AdminServer:
         self._flush_interval = config.stats_flush_interval
         self._loggers = [server.log_files.logger(access_log) for access_log in config.admin.access_logs]
         registry = self.console.registry
-        self._http = registry.group(HttpStats, "http.admin")
+        self._http = registry.group(AdminHttpStats, "http.admin")
         self._listener = registry.group(ListenerStats, "listener.admin")
         self._listener_http = registry.group(ListenerHttpStats, "listener.admin.http.admin")
         self._main_thread = registry.group(ListenerWorkerStats, "listener.admin.main_thread")

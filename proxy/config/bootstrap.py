@@ -12,7 +12,7 @@ from proxy.config.extensions import Registry
 from proxy.config.listener import check_listeners, listener
 from proxy.config.model import AccessLog, Admin, Bootstrap, Node, SocketAddress, StatsConfig
 from proxy.config.reader import Reader, ignore
-from proxy.config.runtime import UNLIMITED_CONNECTIONS, layered_runtime
+from proxy.config.runtime import UNLIMITED_CONNECTIONS, layered_runtime, warn_unknown
 from proxy.config.stats_config import stats_config
 
 
@@ -102,7 +102,7 @@ def bootstrap(reader: Reader) -> Bootstrap:
     reader.sub("default_regex_engine", partial(_extension, REGEX_ENGINES))
     reader.sub("typed_dns_resolver_config", dns_resolver)
     listeners, clusters = reader.sub("static_resources", partial(_static_resources, sources)) or ((), ())
-    return Bootstrap(
+    result = Bootstrap(
         node=reader.sub("node", _node) or Node(),
         admin=reader.sub("admin", _admin) or Admin(),
         listeners=listeners,
@@ -111,3 +111,5 @@ def bootstrap(reader: Reader) -> Bootstrap:
         stats_flush_interval=reader.seconds("stats_flush_interval", 5.0),
         runtime=tuple(runtime.items()),
     )
+    warn_unknown(scope)
+    return result

@@ -64,7 +64,7 @@ def _thresholds(reader: Reader) -> tuple[str, Thresholds]:
 
 
 def _circuit_breakers(reader: Reader) -> tuple[Thresholds, Thresholds]:
-    """cluster.v3.CircuitBreakers as (DEFAULT, HIGH); of several entries for a priority the first counts, as in Envoy."""
+    """cluster.v3.CircuitBreakers as (DEFAULT, HIGH); of several entries for a priority the first counts."""
     found: dict[str, Thresholds] = {}
     for priority, limits in reader.each("thresholds", _thresholds):
         if priority in found:

@@ -92,7 +92,7 @@ def runtime_fractional_percent(reader: Reader) -> float:
     """core.v3.RuntimeFractionalPercent as a share; a runtime key that is set holds a fraction or whole percents."""
     share = reader.sub("default_value", fractional_percent) or 0.0
     key = reader.string("runtime_key")
-    value = reader.scope.runtime.get(key) if key else None
+    value = reader.scope.runtime_value(key)
     if isinstance(value, dict):
         denominator = _DENOMINATORS.get(str(value.get("denominator", "HUNDRED")))
         try:

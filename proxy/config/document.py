@@ -1,9 +1,9 @@
 """Text of a configuration file -> plain Python values, by Envoy's reading of YAML and JSON.
 
-YAML scalars follow Envoy (yaml-cpp), which differs from PyYAML's YAML 1.1: ``y``, ``n``, ``on`` and ``off`` are booleans,
-``0x10`` and ``010`` are integers, but dates, ``1:30``, ``1_000`` and floating-point numbers stay strings (the conversion
-to messages accepts numbers as strings). Merge keys (``<<``) are not known; a key with the tag ``!ignore`` is dropped, so
-that anchors can be defined somewhere.
+YAML scalars follow Envoy (yaml-cpp), which differs from PyYAML's YAML 1.1: ``y``, ``n``, ``on`` and ``off`` are
+booleans, ``0x10`` and ``010`` are integers, but dates, ``1:30``, ``1_000`` and floating-point numbers stay strings (the
+conversion to messages accepts numbers as strings). Merge keys (``<<``) are not known; a key with the tag ``!ignore`` is
+dropped, so that anchors can be defined somewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from proxy.config.errors import ConfigError, ConfigErrors
 
@@ -109,7 +109,7 @@ class _Values:
 
 def _scalar(node: ScalarNode) -> Any:
     text: str = node.value
-    if node.style is not None:  # quoted, literal or folded
+    if node.style:  # quoted, literal or folded
         return text
     if text in _NULL:
         return None

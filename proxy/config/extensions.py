@@ -27,6 +27,7 @@ class Registry(Generic[T_co]):
 
     def __init__(self, kind: str, fields: tuple[str, ...], compilers: Mapping[str, Callable[[Reader], T_co]]) -> None:
         self.kind = kind
+        self.plural = kind if kind.endswith("route") else f"{kind}s"
         self._compilers = compilers
         for name in fields:
             REGISTRIES[name] = self
@@ -43,4 +44,4 @@ class Registry(Generic[T_co]):
     def unsupported(self, name: str) -> str:
         """The error for a type without compiler."""
         why = next((f" ({text})" for word, text in LATER if word in name.lower()), "")
-        return f"{name} is not supported yet{why}; supported {self.kind}s: {self.known}"
+        return f"{name} is not supported yet{why}; supported {self.plural}: {self.known}"

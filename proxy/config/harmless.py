@@ -74,6 +74,7 @@ HARMLESS: dict[str, dict[str, Reason]] = {
     f"{_C}.core.v3.Node": dict.fromkeys(
         ("metadata", "dynamic_parameters", "locality", "user_agent_name", "user_agent_version",
          "user_agent_build_version", "extensions", "client_features", "listening_addresses"), _XDS),
+    f"{_C}.bootstrap.v3.RuntimeLayer": {"name": "a label that has to be unique"},
     f"{_C}.bootstrap.v3.Admin": {
         "profile_path": "where a profiler writes that does not exist here",
         "ignore_global_conn_limit": _OVERLOAD,
@@ -97,6 +98,7 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "bypass_overload_manager": _OVERLOAD,
     },
     f"{_C}.listener.v3.ListenerFilter": {"name": _LABEL},
+    f"{_C}.listener.v3.Filter": {"name": _LABEL},
     f"{_C}.listener.v3.FilterChain": {
         "metadata": _METADATA,
         "transport_socket_connect_timeout": "how long a TLS handshake may take; TLS is refused",
@@ -128,6 +130,7 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "path_with_escaped_slashes_action": When(lambda value: value in (0, 1), "IMPLEMENTATION_SPECIFIC_DEFAULT is "
                                                                                 "KEEP_UNCHANGED"),
     },
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter": {"name": _LABEL},
     f"{_HCM}.Tracing": {
         "verbose": _TRACER, "max_path_tag_length": _TRACER, "custom_tags": _TRACER, "spawn_upstream_span": _TRACER,
         "operation": _TRACER, "upstream_operation": _TRACER,
@@ -183,6 +186,9 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "metadata_match": "selects a subset of a cluster; lb_subset_config is refused",
     },
     f"{_C}.route.v3.RetryPolicy.RetryHostPredicate": {"name": _LABEL},
+    "envoy.type.matcher.v3.RegexMatcher.GoogleRE2": {
+        "max_program_size": "a check of the configuration only",
+    },
     # --- clusters
     f"{_C}.cluster.v3.Cluster": {
         "metadata": _METADATA,
@@ -237,7 +243,10 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "metadata": _METADATA,
         "load_balancing_weight": "counts only with locality_weighted_lb_config, which is refused",
     },
-    f"{_C}.endpoint.v3.LbEndpoint": {"metadata": When(_not_canary, _METADATA)},
+    f"{_C}.endpoint.v3.LbEndpoint": {
+        "metadata": When(_not_canary, _METADATA),
+        "health_status": When(lambda value: value == 1, "without health checks UNKNOWN is as good as HEALTHY"),
+    },
     f"{_C}.endpoint.v3.Endpoint": {
         "health_check_config": "for health checks, which are refused",
     },

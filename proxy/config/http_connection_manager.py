@@ -91,8 +91,8 @@ def http_connection_manager(reader: Reader) -> HttpConnectionManager:
         reader.error("strip_any_host_port",
                      "Error: Only one of `strip_matching_host_port` or `strip_any_host_port` can be set.")
     if not reader.has("http_filters"):
-        reader.error("http_filters", "a connection manager without HTTP filters is not supported yet; the last one must be "
-                                     f"{ROUTER}")
+        reader.error("http_filters", "a connection manager without HTTP filters is not supported yet; the last one "
+                                     f"must be {ROUTER}")
     filters = reader.each("http_filters", http_filter)
     check_chain(reader, "http_filters", filters)
     router = next((entry.config for entry in filters if isinstance(entry.config, RouterConfig)), RouterConfig())
@@ -128,7 +128,8 @@ def http_connection_manager(reader: Reader) -> HttpConnectionManager:
         strip_any_host_port=strip_any,
         strip_trailing_host_dot=reader.boolean("strip_trailing_host_dot"),
         http1=http1 or Http1Options(override_stream_error_on_invalid_http_message=override),
-        max_request_headers_kb=limit(reader, reader.limit("max_request_headers_kb"), runtime.MAX_REQUEST_HEADERS_KB, 60),
+        max_request_headers_kb=limit(
+            reader, reader.limit("max_request_headers_kb"), runtime.MAX_REQUEST_HEADERS_KB, 60),
         max_headers_count=limit(reader, common.max_headers_count, runtime.MAX_REQUEST_HEADERS_COUNT, 100),
         headers_with_underscores_action=common.headers_with_underscores_action,
         stream_idle_timeout=reader.seconds("stream_idle_timeout", 300.0),

@@ -35,8 +35,22 @@ HTTP_FILTERS: Registry[object] = Registry(
     ("envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter.typed_config",),
     _COMPILERS,
 )
+_ROUTES = "envoy.config.route.v3"
+PER_ROUTE: Registry[object] = Registry(
+    "HTTP filter settings for a route",
+    (f"{_ROUTES}.Route.TypedPerFilterConfigEntry.value", f"{_ROUTES}.VirtualHost.TypedPerFilterConfigEntry.value",
+     f"{_ROUTES}.RouteConfiguration.TypedPerFilterConfigEntry.value",
+     f"{_ROUTES}.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry.value"),
+    {},
+)
+"""typed_per_filter_config: what a route changes for a filter. The router has nothing of that kind."""
 TERMINAL = frozenset((ROUTER,))
 """Types of filters that end a chain."""
+
+
+def per_route_settings(reader: Reader) -> dict[str, object]:
+    """typed_per_filter_config of a route, virtual host, route configuration or weighted cluster, by filter name."""
+    return reader.extensions("typed_per_filter_config", PER_ROUTE)
 
 
 def http_filter(reader: Reader) -> HttpFilterConfig:
@@ -51,8 +65,8 @@ def check_chain(reader: Reader, field: str, chain: tuple[HttpFilterConfig, ...])
     for position, entry in enumerate(chain):
         terminal, last = entry.type_url in TERMINAL, position == len(chain) - 1
         if terminal and not last:
-            reader.error(field, f"Error: terminal filter named {entry.name} of type {entry.name} must be the last filter "
-                                "in a http filter chain.")
+            reader.error(field, f"Error: terminal filter named {entry.name} of type {entry.name} must be the last "
+                                "filter in a http filter chain.")
         elif last and not terminal:
-            reader.error(field, f"Error: non-terminal filter named {entry.name} of type {entry.name} is the last filter "
-                                "in a http filter chain.")
+            reader.error(field, f"Error: non-terminal filter named {entry.name} of type {entry.name} is the last "
+                                "filter in a http filter chain.")

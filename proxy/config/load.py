@@ -135,7 +135,7 @@ def _parse_binary(data: bytes, path: str, checker: Checker) -> Any:
 
 
 def _unknown_numbers(message: Message, path: str) -> Iterable[tuple[str, int]]:
-    for unknown in UnknownFieldSet(message):
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]
         yield path, unknown.field_number
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:

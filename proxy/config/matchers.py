@@ -7,8 +7,8 @@ import re
 from proxy.config.core import header_name
 from proxy.config.model import BytesPredicate, HeaderMatcher, QueryParameterMatcher
 from proxy.config.reader import Reader, Skip
-from proxy.config.runtime import RE2_MAX_PROGRAM_SIZE
 from proxy.config.regex import MAX_PROGRAM_SIZE, RegexError, SafeRegex, Substitution
+from proxy.config.runtime import RE2_MAX_PROGRAM_SIZE
 
 _INTEGER = re.compile(rb"\s*[-+]?[0-9]+\s*")
 

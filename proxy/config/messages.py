@@ -1,4 +1,4 @@
-"""Message classes by type URL. The generated modules are imported when a configuration first names one of their types."""
+"""Message types by type URL. A generated module is imported when a configuration first names one of its types."""
 
 from __future__ import annotations
 

@@ -120,6 +120,12 @@ class RetryPolicy:
     retriable_headers: tuple[HeaderMatcher, ...] = ()
     retriable_request_headers: tuple[HeaderMatcher, ...] = ()
 
+    @property
+    def unusual(self) -> bool:
+        """Responses below 400 may be retried, too."""
+        return bool(self.retriable_headers or "envoy-ratelimited" in self.retry_on
+                    or any(code < 400 for code in self.retriable_status_codes))
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedCluster:
@@ -144,8 +150,8 @@ class RouteAction:
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
     prefix_rewrite: bytes = b""
-    regex_rewrite: tuple[object, bytes] | None = None
-    """(compiled bytes pattern, substitution in Python's form)"""
+    regex_rewrite: tuple[object, object] | None = None
+    """(pattern, substitution): ``pattern.sub(substitution, path)`` is the new path (proxy.config.regex)"""
     host_rewrite_literal: bytes = b""
     host_rewrite_header: bytes = b""
     auto_host_rewrite: bool = False
@@ -167,7 +173,7 @@ class RedirectAction:
     port_redirect: int = 0
     path_redirect: bytes = b""
     prefix_rewrite: bytes = b""
-    regex_rewrite: tuple[object, bytes] | None = None
+    regex_rewrite: tuple[object, object] | None = None
     strip_query: bool = False
 
 
@@ -184,7 +190,7 @@ PREFIX, PATH, SAFE_REGEX, PATH_SEPARATED_PREFIX = range(4)
 
 @dataclass(frozen=True, slots=True)
 class RouteMatch:
-    """config.route.v3.RouteMatch. ``regex`` matches the whole path without its query (bytes pattern)."""
+    """config.route.v3.RouteMatch. ``regex.fullmatch(path)`` gets the path without its query."""
 
     kind: int
     value: bytes = b""
@@ -493,7 +499,7 @@ class Admin:
 
 @dataclass(frozen=True, slots=True)
 class StatsTag:
-    """config.metrics.v3.TagSpecifier: a name with a regex (group 1 is cut out, group 2 or 1 is the value) or a value."""
+    """config.metrics.v3.TagSpecifier: a tag with a regex (group 1 is cut out, group 2 or 1 is the value) or a value."""
 
     name: str
     regex: str = ""

@@ -41,6 +41,10 @@ class Scope:
     warnings: list[str] = field(default_factory=list)
     runtime: Mapping[str, object] = field(default_factory=dict)
     """layered_runtime, flattened."""
+    runtime_asked: set[str] = field(default_factory=set)
+    """Keys that compilers looked up."""
+    runtime_unknown: dict[str, str] = field(default_factory=dict)
+    """Keys whose meaning is not known, with their paths."""
     clusters: frozenset[str] | None = None
     """Names of the static clusters; None: references to clusters are not checked."""
     check_references: bool = True
@@ -56,9 +60,14 @@ class Scope:
         """Note a warning."""
         self.warnings.append(f"{path}: {message}")
 
+    def runtime_value(self, key: str) -> object | None:
+        """The value of a key, None when no layer sets it."""
+        self.runtime_asked.add(key)
+        return self.runtime.get(key)
+
     def runtime_number(self, key: str, default: float) -> float:
         """Envoy's Runtime::Snapshot::getInteger and getDouble for a key that the static layers may set."""
-        value = self.runtime.get(key) if key else None
+        value = self.runtime_value(key)
         with contextlib.suppress(ValueError):
             if isinstance(value, int | float | str):
                 return float(value)
@@ -66,7 +75,7 @@ class Scope:
 
     def runtime_flag(self, key: str, default: bool) -> bool:
         """Envoy's runtimeFeatureEnabled for a key that the static layers may set."""
-        value = self.runtime.get(key)
+        value = self.runtime_value(key)
         if isinstance(value, str):
             return {"true": True, "false": False}.get(value.lower(), default)
         return bool(value) if isinstance(value, int | float) else default
@@ -251,7 +260,7 @@ class Reader:
         """As ``extension``, with the name of the message type."""
         packed = self.take(name)
         if packed is None or not packed.type_url:
-            self.error(name, f"a type URL (@type) is required; supported {registry.kind}s: {registry.known}")
+            self.error(name, f"a type URL (@type) is required; supported {registry.plural}: {registry.known}")
             raise Skip
         result = self._open(packed, self.at(name), registry)
         if result is None:

@@ -7,6 +7,7 @@ from functools import partial
 
 from proxy.config import model
 from proxy.config.core import header_mutations, runtime_fractional_percent
+from proxy.config.http_filters import per_route_settings
 from proxy.config.matchers import header_matcher, query_parameter_matcher, regex
 from proxy.config.model import DirectResponse, RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch
 from proxy.config.reader import Reader, Skip, ignore
@@ -63,6 +64,7 @@ def _action(max_body: int, reader: Reader) -> RouteAction | RedirectAction | Dir
 def route(max_body: int, reader: Reader) -> Route:
     """config.route.v3.Route."""
     match = reader.sub("match", route_match)
+    per_route_settings(reader)
     operation, propagate = reader.sub("decorator", _decorator) or (b"", True)
     mutations = header_mutations(reader)
     action = _action(max_body, reader)
@@ -74,6 +76,7 @@ def route(max_body: int, reader: Reader) -> Route:
 def virtual_host(max_body: int, reader: Reader) -> model.VirtualHost:
     """config.route.v3.VirtualHost. Its retry policy goes to the routes that have none."""
     retries = reader.sub("retry_policy", retry_policy)
+    per_route_settings(reader)
     routes = reader.each("routes", partial(route, max_body))
     if retries is not None:
         routes = tuple(
@@ -106,6 +109,7 @@ def route_configuration(reader: Reader) -> RouteConfiguration:
         hosts = reader.each("virtual_hosts", partial(virtual_host, max_body))
     finally:
         scope.clusters = known
+    per_route_settings(reader)
     name = reader.string("name")
     _check_domains(reader, name, hosts)
     return RouteConfiguration(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from proxy.config.core import data_source, header_mutations, header_name
+from proxy.config.http_filters import per_route_settings
 from proxy.config.matchers import regex_rewrite
 from proxy.config.model import DirectResponse, RedirectAction, RouteAction, WeightedCluster
 from proxy.config.reader import Reader, Skip
@@ -30,6 +31,7 @@ def _weighted_cluster(prefix: str, reader: Reader) -> WeightedCluster:
     if prefix:
         weight = int(reader.scope.runtime_number(f"{prefix}.{name}", weight))
     _check_cluster(reader, "name", name, "weighted cluster")
+    per_route_settings(reader)
     return WeightedCluster(name, weight, header_mutations(reader), reader.octets("host_rewrite_literal"))
 
 

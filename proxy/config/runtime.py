@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from proxy.config.reader import Reader, ignore
+from proxy.config.reader import Reader, Scope, ignore
 
 UNLIMITED_CONNECTIONS = 2**31 - 1
 """Istio's "no limit" for connections."""
@@ -156,4 +156,11 @@ def _check(reader: Reader, key: str, value: object) -> None:
         if re.fullmatch(pattern, key):
             reader.error(where, why)
             return
-    reader.warn(where, "this runtime key is not known and has no effect")
+    reader.scope.runtime_unknown[key] = reader.at(where)
+
+
+def warn_unknown(scope: Scope) -> None:
+    """Warn about keys that nothing looked up. To be called when everything is compiled."""
+    for key, where in scope.runtime_unknown.items():
+        if key not in scope.runtime_asked:
+            scope.warn(where, "this runtime key is not known and has no effect")

@@ -1,7 +1,7 @@
 """Checks a parsed document against the message types, so that everything wrong with it is found at once.
 
-json_format stops at the first error. It runs first, because it is right most of the time; only a document that it refuses
-is walked here. What is wrong is reported and left out, so that the rest can still be compiled and checked.
+json_format stops at the first error. It runs first, because most documents are right; one that it refuses is walked
+here. What is wrong is reported and left out, so that the rest can still be compiled and checked.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _fields_by_name(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
 
 def _known(field: FieldDescriptor) -> str:
     registry = REGISTRIES.get(field.full_name)
-    return "" if registry is None else f"; supported {registry.kind}s: {registry.known}"
+    return "" if registry is None else f"; supported {registry.plural}: {registry.known}"
 
 
 def _any_message() -> Message:

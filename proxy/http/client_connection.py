@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     """Owned by its pool while idle, by one stream while it is busy. Calls the stream's ``upstream_*`` methods."""
 
-    __slots__ = ("_closed_by_us", "_cluster", "_host", "_lost", "_now", "_opened_at", "_pool", "_request_sent", "_reusable", "_stats",
-                 "_until", "deadline", "host", "local_address", "served", "stream", "transport")
+    __slots__ = ("_closed_by_us", "_cluster", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at", "_pool", "_request_sent", "_reusable", "_stats",
+                 "_until", "deadline", "head", "local_address", "served", "stream", "transport")
 
     transport: asyncio.Transport
 
@@ -36,6 +36,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self._now = cluster.context.loop.time
         self._opened_at = self._now()
         self._until = self._opened_at + config.max_connection_duration if config.max_connection_duration else NEVER
+        self._idle_timeout = config.idle_timeout or NEVER
+        self._idle_until = NEVER
         self._request_sent = False
         self._reusable = False
         self._closed_by_us = False
@@ -45,6 +47,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self.served = 0
         """Requests that were sent on this connection."""
         self.local_address = b""
+        self.head = b""
+        """The response head that is being parsed, when it came in one read: what plans are kept under."""
 
     # asyncio.Protocol
 
@@ -67,15 +71,19 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             self._stats.upstream_cx_protocol_error += 1
             self.close()
             return
-        self.feed(data)
+        if self._state == 0 and not self._rest:
+            end = data.find(b"\r\n\r\n") + 4
+            head = data[:end]
+            plan = stream.manager.response_plans.get(head)
+            if plan is not None and stream.plan is not None and plan.run(stream, self, data, end):
+                return
+            self.head = head
+            self.feed(data)
+            self.head = b""
+        else:
+            self.feed(data)
         if self._reusable:
-            self._reusable = False
-            if self._rest:
-                # More than one response: whose would it be?
-                self._stats.upstream_cx_protocol_error += 1
-                self.close()
-            else:
-                self._pool.release(self)
+            self.settle()
         conn = stream.conn
         if conn.out:
             conn.flush()
@@ -123,13 +131,16 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     # Used by the stream.
 
-    def start(self, stream: Stream, head: bytes, *, head_request: bool, upgrade: bool, end_stream: bool) -> None:
-        """Send a request head; body pieces follow through ``send`` until ``finish_request``."""
+    def start(self, stream: Stream, head: bytes, head_request: bool, upgrade: bool = False,
+              complete: bool = True) -> None:
+        """Send a request head. Unless that is ``complete``, body pieces follow through ``send`` and ``finish_request``."""
         self.stream = stream
-        self.deadline = NEVER
         self.served += 1
-        self._request_sent = end_stream
-        self.expect_response(head_request=head_request, upgrade=upgrade)
+        self._request_sent = complete
+        self._head_request = head_request
+        self._upgrade = upgrade
+        self.until_close = False
+        self._state = 0
         self._stats.upstream_cx_tx_bytes_total += len(head)
         self.transport.write(head)
 
@@ -141,6 +152,30 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     def finish_request(self) -> None:
         """The request is sent completely."""
         self._request_sent = True
+
+    def finished(self, now: float) -> None:
+        """A plan has passed the whole response on."""
+        self.stream = None
+        config = self._cluster.config
+        pool = self._pool
+        pool.request_done()
+        limit = config.max_requests_per_connection
+        if not self.keep_alive or (limit and self.served >= limit) or now >= self._until:
+            self._retire(limit)
+        else:
+            self._state = self.HELD
+            pool.release(self)
+
+    def settle(self) -> None:
+        """All that has arrived is parsed: if the response was complete, the connection is free."""
+        if self._reusable:
+            self._reusable = False
+            if self._rest:
+                # More than one response: whose would it be?
+                self._stats.upstream_cx_protocol_error += 1
+                self.close()
+            else:
+                self._pool.release(self)
 
     def abandon(self) -> None:
         """The stream gives the request up: the connection cannot be used again (RFC 9112 section 9.6)."""
@@ -172,16 +207,20 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     def became_idle(self) -> None:
         """The pool keeps the connection for later."""
-        idle = self._cluster.config.idle_timeout
-        when = self._now() + idle if idle else NEVER
-        self.deadline = when if when < self._until else self._until
-        deadlines = self._cluster.context.deadlines
-        if self.deadline < deadlines.next:
-            deadlines.sooner(self.deadline)
+        # A deadline that is set stays: it comes early, and on_deadline moves it.
+        self._idle_until = when = self._now() + self._idle_timeout
+        if self.deadline == NEVER:
+            self.deadline = when if when < self._until else self._until
+            deadlines = self._cluster.context.deadlines
+            if self.deadline < deadlines.next:
+                deadlines.sooner(self.deadline)
 
     def on_deadline(self, now: float) -> None:
-        """Idle for too long, or too old."""
+        """Idle for too long, or too old. A deadline from before the current request only comes too early."""
         if self.stream is not None:
+            return
+        if now < self._idle_until and now < self._until:
+            self.deadline = min(self._idle_until, self._until)
             return
         if now >= self._until:
             self._stats.upstream_cx_max_duration_reached += 1
@@ -236,14 +275,17 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         stream.upstream = None
         self._pool.request_done()
         limit = self._cluster.config.max_requests_per_connection
-        spent = False
+        if (self.keep_alive and self._request_sent and not self._lost and not (limit and self.served >= limit)
+                and not self.transport.is_closing() and self._now() < self._until):
+            self._reusable = True
+        else:
+            self._retire(limit)
+
+    def _retire(self, limit: int) -> None:
+        """The connection has served its last request."""
         if limit and self.served >= limit:
             self._stats.upstream_cx_max_requests += 1
-            spent = True
         if not self.keep_alive and not self._lost:
             self._stats.upstream_cx_close_notify += 1
-        if (self.keep_alive and self._request_sent and not spent and not self._lost and not self.transport.is_closing()
-                and self._now() < self._until):
-            self._reusable = True
-        elif not self._lost:
+        if not self._lost:
             self.close()

@@ -17,6 +17,7 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
 _FIELD_ANY_VALUE = re.compile(rb"(" + TOKEN + rb"):[^\r\n]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 MAX_CHUNK_LINE = 4096
@@ -28,8 +29,7 @@ MEMO_LINE = 256
 """The memo's bounds: a line longer than this is parsed each time; a full memo starts anew."""
 NEVER_MEMO = frozenset((
     b"x-request-id", b"traceparent", b"tracestate", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"b3",
-    b"date", b"etag", b"last-modified", b"authorization", b"proxy-authorization", b"cookie", b"set-cookie",
-    b"content-length", b"x-envoy-expected-rq-timeout-ms", b"x-forwarded-client-cert",
+    b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-forwarded-client-cert",
 ))
 """Values that hardly repeat, or that are nobody's business after the request."""
 
@@ -49,6 +49,8 @@ CODEC_ERROR = b"http1.codec_error"
 def parse_field(line: bytes) -> Field:
     """One field line without its CRLF (RFC 9112 section 5), looked up or judged; raises HeadError."""
     match = _FIELD.fullmatch(line)
+    if match is not None and match[1].lower() == b"host" and AUTHORITY.fullmatch(match[2]) is None:
+        raise HeadError(b"http.invalid_authority")
     if match is None:
         named = _FIELD_ANY_VALUE.fullmatch(line)
         raise HeadError(CODEC_ERROR if named is None else b"http1.invalid_characters")

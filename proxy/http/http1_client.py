@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from proxy.http.h1 import CODEC_ERROR, HeadError, Http1Codec, bare_line_feed, parse_fields, parse_length
 
+from proxy.http.http1_server import STATUS_LINES as SERVER_STATUS_LINES
+
 if TYPE_CHECKING:
     from proxy.http.headers import Headers
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _START = b"HTTP/1."
-
-FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 
 class Http1ClientCodec(Http1Codec):
@@ -54,11 +54,8 @@ class Http1ClientCodec(Http1Codec):
             raise HeadError(CODEC_ERROR)
 
     def _start(self, lines: list[bytes]) -> None:
-        match = _STATUS_LINE.fullmatch(lines[0])
-        if match is None:
-            raise HeadError(CODEC_ERROR)
+        status, http11 = STATUS_LINES.get(lines[0]) or _judge_status_line(lines[0])
         del lines[0]
-        status = int(match[2])
         headers = parse_fields(lines, self.max_fields)
         if status < 200 and status != 101:
             self.on_interim(status, headers)
@@ -71,25 +68,30 @@ class Http1ClientCodec(Http1Codec):
             self.on_response(status, headers, False)
             return
         index = headers.index
-        self.keep_alive = match[1] == b"1"
-        if b"connection" in index or b"proxy-connection" in index:
-            tokens = b",".join(headers.get_all(b"connection") + headers.get_all(b"proxy-connection")).lower()
-            if b"close" in tokens:
-                self.keep_alive = False
-            elif b"keep-alive" in tokens:
-                self.keep_alive = True
-        empty = self._head_request or status in (204, 304)
-        encodings: list[bytes] = []
-        lengths: list[bytes] = []
-        if not FRAMING.isdisjoint(index):
+        self.keep_alive = http11
+        encodings: list[bytes] | tuple[bytes, ...] = ()
+        lengths: list[bytes] | tuple[bytes, ...] = ()
+        if len(index) == len(headers.fields):
+            f = index.get(b"connection")
+            if f is not None:
+                self._connection_option(f[1])
+            f = index.get(b"content-length")
+            if f is not None:
+                lengths = (f[1],)
+            f = index.get(b"transfer-encoding")
+            if f is not None:
+                encodings = (f[1],)
+        else:
+            self._connection_option(b",".join(headers.get_all(b"connection")))
             encodings = headers.get_all(b"transfer-encoding")
             lengths = headers.get_all(b"content-length")
-            if encodings:
-                if lengths or len(encodings) > 1 or encodings[0].lower() != b"chunked":
-                    raise HeadError(CODEC_ERROR)
-                headers.remove(b"transfer-encoding")
-            elif len(lengths) > 1:
+        if encodings:
+            if lengths or len(encodings) > 1 or encodings[0].lower() != b"chunked":
                 raise HeadError(CODEC_ERROR)
+            headers.remove(b"transfer-encoding")
+        elif len(lengths) > 1:
+            raise HeadError(CODEC_ERROR)
+        empty = self._head_request or status in (204, 304)
         if status == 204 and (encodings or (lengths and parse_length(lengths[0]))):
             raise HeadError(b"http1.body_disallowed")
         length = parse_length(lengths[0]) if lengths else -1
@@ -106,6 +108,25 @@ class Http1ClientCodec(Http1Codec):
             self.until_close = True
             self.expect_raw()
         self.on_response(status, headers, False)
+
+    def _connection_option(self, value: bytes) -> None:
+        value = value.lower()
+        if b"close" in value:
+            self.keep_alive = False
+        elif b"keep-alive" in value:
+            self.keep_alive = True
+
+
+def _judge_status_line(line: bytes) -> tuple[int, bool]:
+    """(status, whether HTTP/1.1) of a response's first line (RFC 9112 section 4); raises HeadError."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise HeadError(CODEC_ERROR)
+    return int(match[2]), match[1] == b"1"
+
+
+STATUS_LINES = {line[:-2]: (status, True) for status, line in SERVER_STATUS_LINES.items()}
+"""The usual first lines, by the bytes."""
 
 
 def request_head(method: bytes, path: bytes, authority: bytes, headers: Headers, framing: bytes) -> bytes:

@@ -6,7 +6,7 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from proxy.http.h1 import CODEC_ERROR, HeadError, Http1Codec, bare_line_feed, parse_fields, parse_length
+from proxy.http.h1 import AUTHORITY, CODEC_ERROR, HeadError, Http1Codec, bare_line_feed, parse_fields, parse_length
 from proxy.http.headers import Headers
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _TARGET = re.compile(rb"[\x21-\x7e]+")
 _TARGET_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)(#.*)?")
-_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*")
 _CONNECT_TARGET = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
@@ -108,8 +107,6 @@ class Http1ServerCodec(Http1Codec):
         path = target
         if target[0] != 47 or method == b"CONNECT":
             path, authority = self._other_form(method, target, authority)
-        if authority is not None and _AUTHORITY.fullmatch(authority) is None:
-            raise HeadError(b"http.invalid_authority")
         if self._underscores != "ALLOW":
             self._apply_underscores(headers)
         length = NO_BODY
@@ -149,6 +146,8 @@ class Http1ServerCodec(Http1Codec):
             raise HeadError(b"http1.invalid_scheme")
         if not match[2]:
             raise HeadError(b"http1.invalid_url")
+        if AUTHORITY.fullmatch(match[2]) is None:
+            raise HeadError(b"http.invalid_authority")
         path = match[3]
         if not path.startswith(b"/"):
             path = b"/" + path

@@ -10,17 +10,18 @@ from proxy.http.filters import FILTERS, ROUTER
 from proxy.http.filters.base import FilterChain
 from proxy.http.headers import Field, Headers, field
 from proxy.http.path import PathNormalizer
+from proxy.http.plan import PlanMemo, RequestPlan, ResponsePlan
 from proxy.http.request_rules import RequestRules
 from proxy.http.response_rules import ResponseRules
 from proxy.http.route_table import RouteTable
 from proxy.http.router import Router
+from proxy.http.stream import Stream
 from proxy.stats.groups import HttpStats, ListenerHttpStats
 
 if TYPE_CHECKING:
     from proxy.config import model
     from proxy.context import Context
     from proxy.http.route_table import CompiledRoute
-    from proxy.http.stream import Stream
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
 
@@ -45,6 +46,8 @@ def proper_case(f: Field) -> bytes:
 class HttpConnectionManager:
     """extensions.filters.network.http_connection_manager.v3.HttpConnectionManager at work."""
 
+    make_stream = Stream
+
     def __init__(self, config: model.HttpConnectionManager, listener: ActiveListener, context: Context) -> None:
         self.config = config
         self.context = context
@@ -52,11 +55,11 @@ class HttpConnectionManager:
         self.own_address = own_address() if config.use_remote_address else "127.0.0.1"
         prefix = f"http.{config.stat_prefix}"
         self.stats = context.registry.group(HttpStats, prefix)
-        self._listener_stats = context.registry.group(ListenerHttpStats, f"{listener.stat_prefix}.{prefix}")
+        self.listener_stats = context.registry.group(ListenerHttpStats, f"{listener.stat_prefix}.{prefix}")
         self.loggers = tuple(context.log_files.logger(c) for c in config.access_logs)
         self.egress = listener.config.traffic_direction == "OUTBOUND"
         self.tracing = config.tracing is not None
-        self.request_rules = RequestRules(config, context, self.egress)
+        self.request_rules = RequestRules(config, context)
         self.response_rules = ResponseRules(config)
         self.route_table = RouteTable(config.route_config)
         self.path_normalizer = PathNormalizer(config)
@@ -70,6 +73,13 @@ class HttpConnectionManager:
         self.proper_case = proper_case if config.http1.proper_case_words else None
         self.rewrites_host = (config.strip_matching_host_port or config.strip_any_host_port
                               or config.strip_trailing_host_dot)
+        self.request_plans: PlanMemo[RequestPlan] = PlanMemo()
+        self.response_plans: PlanMemo[ResponsePlan] = PlanMemo()
+        f = self.filters
+        self.plannable = not (f.request_headers or f.request_end or f.response_headers or f.response_data
+                              or f.response_end or self.max_requests or self.proper_case or config.via
+                              or config.always_set_request_id_in_response) and self.route_table.deterministic
+        """Plans may stand for requests and responses: nothing looks at each of them."""
         self.body_limit = listener.config.per_connection_buffer_limit_bytes or 1 << 62
 
     def protocol(self, connection: Connection) -> sc.ServerConnection:
@@ -105,21 +115,6 @@ class HttpConnectionManager:
                 headers.set(b"x-envoy-decorator-operation", operation)
         elif not headers.remove(b"x-envoy-decorator-operation") and operation and route.config.decorator_propagate:
             stream.decorator = operation
-
-    def stream_finished(self, stream: Stream) -> None:
-        """Statistics and access log of a finished stream."""
-        stats = self.stats
-        stats.downstream_rq_active -= 1
-        status = stream.response_code
-        if status:
-            klass = status // 100
-            stats.rq_class[klass] += 1
-            self._listener_stats.rq_class[klass] += 1
-        elapsed = int((stream.end - stream.start) * 1000)
-        times = stats.downstream_rq_time
-        times[elapsed] = times.get(elapsed, 0) + 1
-        for log in self.loggers:
-            log(stream)
 
     def stream_timeout(self, conn: sc.ServerConnection, kind: int) -> None:
         """A timer of the current stream has expired."""

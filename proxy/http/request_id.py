@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 
 NOT_TRACEABLE, SAMPLING, SERVICE_FORCED, CLIENT_FORCED = b"4", b"9", b"a", b"b"
 _REASONS = {ord("9"): SAMPLING, ord("a"): SERVICE_FORCED, ord("b"): CLIENT_FORCED}
@@ -12,24 +13,26 @@ _AT = 14
 
 
 class RequestIds:
-    """Random ids, made from entropy that is fetched for many at once."""
+    """Random ids, made many at once: version and variant bits are set, and dashes put in, over the whole batch."""
 
-    __slots__ = ("_at", "_hex")
+    __slots__ = ("_ready",)
     BATCH = 256
+    _KEEP = int.from_bytes(bytes.fromhex("ffffffffffff0fff3fffffffffffffff") * BATCH, "big")
+    _SET = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * BATCH, "big")
+    _DASHES = re.compile(r"(.{8})(.{4})(.{4})(.{4})(.{12})")
 
     def __init__(self) -> None:
-        self._hex = ""
-        self._at = 0
+        self._ready: list[bytes] = []
 
     def make(self) -> bytes:
         """A new id, not marked for tracing."""
-        at = self._at
-        if at >= len(self._hex):
-            self._hex = os.urandom(16 * self.BATCH).hex()
-            at = 0
-        self._at = at + 32
-        h = self._hex[at:at + 32]
-        return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}".encode()
+        ready = self._ready
+        if not ready:
+            size = 16 * self.BATCH
+            bits = int.from_bytes(os.urandom(size), "big") & self._KEEP | self._SET
+            text = self._DASHES.sub(r"\1-\2-\3-\4-\5 ", bits.to_bytes(size, "big").hex())
+            ready = self._ready = text.encode().split()
+        return ready.pop()
 
 
 def is_uuid(request_id: bytes) -> bool:

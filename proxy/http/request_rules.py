@@ -49,6 +49,11 @@ SPECIAL = EXTERNAL_ONLY_STRIPPED | HOP_BY_HOP | frozenset((
     b"x-envoy-internal", b"x-forwarded-client-cert", b"referer", b"x-forwarded-for", b"x-envoy-external-address",
 ))
 
+NOT_PLANNED = frozenset((
+    b"x-request-id", b"x-client-trace-id", b"expect", b"authorization", b"proxy-authorization", b"cookie",
+))
+"""Requests with one of these differ each time, or are not to be remembered."""
+
 
 def remove_hop_by_hop(headers: Headers, tokens: list[bytes], upgrade: bytes | None) -> None:
     """Connection-level fields and those that connection nominates (RFC 9110 section 7.6.1). An upgrade keeps its two."""
@@ -71,11 +76,13 @@ def remove_hop_by_hop(headers: Headers, tokens: list[bytes], upgrade: bytes | No
 class RequestRules:
     """The rules of one connection manager, compiled from its configuration."""
 
-    def __init__(self, config: model.HttpConnectionManager, context: Context, egress: bool) -> None:
+    def __init__(self, config: model.HttpConnectionManager, context: Context) -> None:
         self._config = config
         self._ids = RequestIds()
         self._tracing = config.tracing
-        self._egress = egress
+        self._sampled_below = 0.0
+        if config.tracing is not None:
+            self._sampled_below = min(config.tracing.random_sampling, config.tracing.overall_sampling) * 100
         self._edge = config.use_remote_address
         self._usual = not (config.use_remote_address or config.internal_cidrs or config.add_user_agent
                            or config.append_x_forwarded_port or config.via)
@@ -99,9 +106,8 @@ class RequestRules:
         known = index.get(b"x-request-id")
         if known is None:
             if config.generate_request_id:
-                request_id = self._ids.make()
-                if tracing is not None:
-                    request_id = self._trace(request_id, headers, tracing)
+                request_id = self.new_id() if b"x-client-trace-id" not in index else self._trace(
+                    self._ids.make(), headers, tracing)
                 headers.put((b"x-request-id", request_id, b"x-request-id: %b\r\n" % request_id))
             elif tracing is not None:
                 self._tracing_stats.not_traceable += 1
@@ -110,8 +116,28 @@ class RequestRules:
             if traced != known[1]:
                 headers.set(b"x-request-id", traced)
 
-    def _trace(self, request_id: bytes, headers: Headers, tracing: model.Tracing) -> bytes:
+    def new_id(self) -> bytes:
+        """A new request id, marked with the tracing decision for a request that asks for nothing itself."""
+        request_id = self._ids.make()
+        if self._tracing is not None:
+            if self._sampled_below and int(request_id[:8], 16) % 10000 < self._sampled_below:
+                self._tracing_stats.random_sampling += 1
+                if self._config.pack_trace_reason:
+                    return with_trace_reason(request_id, SAMPLING)
+            else:
+                self._tracing_stats.not_traceable += 1
+        return request_id
+
+    def plannable(self, headers: Headers) -> bool:
+        """Whether requests with these headers are treated alike, but for a new request id each."""
+        index = headers.index
+        return (self._usual and self._config.generate_request_id and SPECIAL.isdisjoint(index)
+                and NOT_PLANNED.isdisjoint(index))
+
+    def _trace(self, request_id: bytes, headers: Headers, tracing: model.Tracing | None) -> bytes:
         """Mark the id with the tracing decision (ConnectionManagerUtility::mutateTracingRequestHeader)."""
+        if tracing is None:
+            return request_id
         value = sampling_value(request_id)
         if not is_uuid(request_id) or value is None:
             self._tracing_stats.not_traceable += 1
@@ -201,7 +227,7 @@ class RequestRules:
                 stream.downstream_remote_address = (f"[{found}]:0" if ":" in found else f"{found}:0").encode()
             if config.internal_cidrs is not None:
                 stream.internal = len(entries) == 1 and found is not None and self._is_internal(found)
-        stream.trusted_address = trusted
+        stream._trusted = trusted
 
     def _is_internal(self, address: str) -> bool:
         ip = ipaddress.ip_address(address)

@@ -229,6 +229,9 @@ class RouteTable:
                     self._exact[folded] = compiled
         self._suffixes.sort(key=lambda entry: -len(entry[0]))
         self._prefixes.sort(key=lambda entry: -len(entry[0]))
+        self.deterministic = not any(r.match.runtime_fraction is not None
+                                     for v in config.virtual_hosts for r in v.routes)
+        """The same request always takes the same route."""
         self._memo: dict[bytes, CompiledVirtualHost | None] = {}
 
     def virtual_host(self, authority: bytes) -> CompiledVirtualHost | None:

@@ -11,8 +11,9 @@ from proxy.config import model
 from proxy.http import reset
 from proxy.http import retry as retries
 from proxy.http import server_connection as sc
-from proxy.http.headers import Field, field
+from proxy.http.headers import field
 from proxy.http.http1_client import request_head
+from proxy.http.plan import SERVICE_TIMES, RequestPlan, service_time
 from proxy.http.redirect import location
 from proxy.http.retry import RetryState, internal_policy
 from proxy.http.rewrite import rewrite_request
@@ -46,14 +47,6 @@ CONSUMED = (
 
 RETRIED = b"retried and the latest "
 ATTEMPT_1 = field(b"x-envoy-attempt-count", b"1")
-
-
-def service_time(milliseconds: int) -> Field:
-    """x-envoy-upstream-service-time."""
-    return field(b"x-envoy-upstream-service-time", b"%d" % milliseconds)
-
-
-SERVICE_TIMES = [service_time(n) for n in range(64)]
 
 
 def _milliseconds(value: bytes | None) -> float | None:
@@ -171,11 +164,11 @@ class Router:
             headers.replace(ATTEMPT_1)
         if route.rewrites:
             rewrite_request(stream, route, action, suppress=self._suppress)
-        mutator = stream.mutator or route.mutator
+        mutator = stream.mutator = stream.mutator or route.mutator
         if mutator is not None:
             mutator.request(headers, stream)
         if policy is not None and stream.upgrade is None and all(c(headers) for c in route.retriable_request):
-            stream.retry = RetryState(policy, cluster, cluster.breakers[action.high_priority])
+            stream.policy = policy
             stream.retain = not stream.request_complete
 
     def _dispatch(self, stream: Stream, host: Host, *, fresh: bool = False) -> None:
@@ -202,8 +195,9 @@ class Router:
             framing = b"content-length: 0\r\n"
         head = request_head(stream.method, stream.path, stream.authority, headers, framing)  # type: ignore[arg-type]
         complete = stream.request_complete and not stream.body and not stream.request_chunked
-        connection.start(stream, head, head_request=stream.method == b"HEAD", upgrade=stream.upgrade is not None,
-                         end_stream=complete)
+        connection.start(stream, head, stream.method == b"HEAD", stream.upgrade is not None, complete)
+        if stream.recording:
+            self._keep_plan(stream, head)
         if stream.first_upstream_tx is None:
             stream.first_upstream_tx = now
         if complete:
@@ -218,11 +212,31 @@ class Router:
         if stream.conn.write_paused:
             connection.pause_reading()
 
+    @staticmethod
+    def _keep_plan(stream: Stream, head: bytes) -> None:
+        """Remember where this request went, if the next one like it may go the same way."""
+        route: CompiledRoute = stream.route  # type: ignore[assignment]
+        action: model.RouteAction = route.action  # type: ignore[assignment]
+        headers: Headers = stream.request_headers  # type: ignore[assignment]
+        whole = stream.conn.whole
+        request_id = headers.get(b"x-request-id")
+        if (whole is None or not whole.endswith(b"\r\n\r\n") or request_id is None or head.count(request_id) != 1
+                or stream.mutator is not None or action.weighted_clusters
+                or action.auto_host_rewrite or action.max_stream_duration is not None or stream.attempt_count != 1
+                or action.idle_timeout is not None or stream.per_try_timeout or stream.internal or stream.body):
+            return
+        cluster: Cluster = stream.cluster  # type: ignore[assignment]
+        if cluster.config.max_stream_duration:
+            return
+        prefix, _, suffix = head.partition(request_id)
+        plan = RequestPlan(stream, cluster, cluster.breakers[action.high_priority], prefix, suffix)
+        stream.manager.request_plans.keep(whole, plan)
+
     def _send_held(self, stream: Stream, connection: ClientConnection) -> None:
         for data in stream.body:
             self._send_data(stream, connection, data)
         if not stream.retain:
-            stream.body.clear()
+            stream.body = ()
             stream.body_size = 0
         stream.conn.unhold(sc.ServerConnection.BODY_FULL)
         if stream.request_complete:
@@ -246,17 +260,19 @@ class Router:
         """A piece of the request body: on to the upstream, or kept until there is one."""
         connection = stream.upstream
         if stream.retain or connection is None:
-            stream.body.append(data)
+            if not stream.body:
+                stream.body = []
+            stream.body.append(data)  # type: ignore[attr-defined]
             stream.body_size += len(data)
             if stream.body_size > self._manager.body_limit:
                 if stream.retain:
                     # Too much to keep for another attempt (Envoy: retry_or_shadow_abandoned).
                     stream.retain = False
-                    stream.retry = None
+                    stream.policy = stream.retry = None
                     if stream.cluster is not None:
                         stream.cluster.stats.retry_or_shadow_abandoned += 1
                     if connection is not None:
-                        stream.body.clear()
+                        stream.body = ()
                         stream.body_size = 0
                 if connection is None:
                     stream.conn.hold(sc.ServerConnection.BODY_FULL)
@@ -298,8 +314,8 @@ class Router:
         """The final response head of an attempt."""
         now = self._now()
         stream.first_upstream_rx = now
-        retry = stream.retry
-        if retry is not None:
+        if stream.policy is not None and (status >= 400 or stream.retry is not None or stream.policy.unusual):
+            retry = self._retry_state(stream, stream.policy)
             verdict = retry.on_response(status, headers)
             if verdict == retries.YES:
                 codes = stream.cluster.stats.retry_codes  # type: ignore[union-attr]
@@ -307,8 +323,8 @@ class Router:
                 self._try_again(stream)
                 return
             self._note_verdict(stream, verdict)
-            stream.retry = None
-            stream.retain = False
+        stream.policy = stream.retry = None
+        stream.retain = False
         timers = stream.conn.timers
         if timers:
             timers.pop(sc.T_PER_TRY, None)
@@ -322,9 +338,9 @@ class Router:
             self._stats.downstream_cx_upgrades_total += 1
         elif stream.request_complete and not self._suppress:
             elapsed = int((now - stream.last_upstream_tx) * 1000)  # type: ignore[operator]
-            headers.replace(SERVICE_TIMES[elapsed] if elapsed < 64 else service_time(elapsed))
+            headers.replace(SERVICE_TIMES[elapsed] if elapsed < 100 else service_time(elapsed))
         route: CompiledRoute = stream.route  # type: ignore[assignment]
-        mutator = stream.mutator or route.mutator
+        mutator = stream.mutator
         if route.vhost.include_attempt_count_in_response:
             headers.set(b"x-envoy-attempt-count", b"%d" % stream.attempt_count)
         if mutator is not None:
@@ -373,9 +389,9 @@ class Router:
         """An attempt ended without a response: try again, or say so."""
         conn = stream.conn
         conn.timers.pop(sc.T_PER_TRY, None)
-        retry = stream.retry
         retried = False
-        if retry is not None:
+        if stream.policy is not None:
+            retry = self._retry_state(stream, stream.policy)
             verdict = retry.on_reset(reason)
             retried = retry.count > 0
             if verdict == retries.YES:
@@ -388,6 +404,16 @@ class Router:
         body = reset.PREFIX + (RETRIED if retried else b"") + b"reset reason: " + reason.text
         headers = [(b"x-envoy-overloaded", b"true")] if reason is reset.OVERFLOW and not self._suppress else []
         stream.local_reply(reason.status, body, b"upstream_reset_before_response_started{%b}" % inside, headers=headers)
+
+    @staticmethod
+    def _retry_state(stream: Stream, policy: model.RetryPolicy) -> RetryState:
+        if stream.retry is None:
+            cluster: Cluster = stream.cluster  # type: ignore[assignment]
+            action: model.RouteAction = stream.route.action  # type: ignore[union-attr, assignment]
+            stream.retry = RetryState(policy, cluster, cluster.breakers[action.high_priority])
+            if stream.host is not None:
+                stream.retry.hosts.append(stream.host)
+        return stream.retry
 
     @staticmethod
     def _note_verdict(stream: Stream, verdict: int) -> None:
@@ -439,8 +465,8 @@ class Router:
         if kind == sc.T_PER_TRY:
             stats.upstream_rq_per_try_timeout += 1
             self._give_up(stream)
-            if stream.retry is not None:
-                verdict = stream.retry.on_reset(retries.LOCAL_RESET)
+            if stream.policy is not None:
+                verdict = self._retry_state(stream, stream.policy).on_reset(retries.LOCAL_RESET)
                 if verdict == retries.YES:
                     self._try_again(stream)
                     return
@@ -478,8 +504,7 @@ class Router:
         if stream.retry is not None:
             stream.retry.close()
             stream.retry = None
-        if stream.body:
-            stream.body = []
+        stream.body = ()
 
     def downstream_gone(self, stream: Stream) -> None:
         """The client is gone: the request is cancelled."""

@@ -33,11 +33,12 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
     """One downstream connection (Envoy: ConnectionManagerImpl with its codec)."""
 
     UPSTREAM_FULL, PIPELINE_FULL, BODY_FULL = 1, 2, 4
+    T_ROUTE = T_ROUTE
 
     __slots__ = (
         "_closed_by_us", "_head_started", "connection", "deadline", "direct_local_text", "drain_state",
-        "filter_chain_name", "held", "listener", "local_text", "manager", "now", "odd_version", "out", "remote_text",
-        "requests", "stats", "stream", "timers", "transport", "write_paused",
+        "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "odd_version", "out", "remote_text",
+        "requests", "stats", "stream", "timers", "transport", "whole", "write_paused",
     )
 
     transport: asyncio.Transport
@@ -50,6 +51,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self.connection = connection
         self.listener = connection.listener
         self.stats = manager.stats
+        self.id = connection.id
+        self.idle_timeout = config.idle_timeout
         self.now = manager.now
         self.local_text = connection.local.text.encode()
         self.direct_local_text = (connection.direct_local.text.encode() if connection.restored else self.local_text)
@@ -67,6 +70,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self.odd_version = False
         self._closed_by_us = False
         self._head_started = False
+        self.whole: bytes | None = None
+        """The read that is being parsed, when it began with a request head: what plans are kept under."""
 
     # asyncio.Protocol
 
@@ -86,7 +91,15 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.stats.downstream_cx_rx_bytes_total += len(data)
-        self.feed(data)
+        if self._state == 0 and not self._rest:
+            plan = self.manager.request_plans.get(data)
+            if plan is not None and plan.run(self):
+                return
+            self.whole = data
+            self.feed(data)
+            self.whole = None
+        else:
+            self.feed(data)
         if self.stream is None and self._rest and not self._head_started and self.drain_state != CLOSED:
             self._head_begins()
         if self.out:
@@ -203,7 +216,6 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         """The first bytes of a head without its end: the client may take only so long."""
         self._head_started = True
         config = self.manager.config
-        self.timers.pop(T_IDLE, None)
         if config.request_headers_timeout:
             self.arm(T_REQUEST_HEADERS, config.request_headers_timeout)
         if config.request_timeout:
@@ -215,20 +227,19 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
                    length: int, tokens: list[bytes]) -> None:
         stream = self.stream = self._new_stream()
         manager = self.manager
-        timers = self.timers
         if self._head_started:
             self._head_started = False
-            timers.pop(T_REQUEST_HEADERS, None)
-        timers.pop(T_IDLE, None)
+            self.timers.pop(T_REQUEST_HEADERS, None)
         if manager.max_requests and self.requests >= manager.max_requests:
             self.stats.downstream_cx_max_requests_reached += 1
             stream.saw_close = True
             self.drain_state = CLOSING
         if manager.stream_timers:
-            self._arm_stream(length == NO_BODY)
+            self.arm_stream(length == NO_BODY)
         stream.begin(method, path, authority, http10, headers, length, tokens)
 
-    def _arm_stream(self, complete: bool) -> None:
+    def arm_stream(self, complete: bool) -> None:
+        """Start the timers of a stream whose head has arrived."""
         config = self.manager.config
         if config.stream_idle_timeout:
             self.arm(T_STREAM_IDLE, config.stream_idle_timeout)
@@ -287,31 +298,36 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             self.stats.downstream_rq_response_before_rq_complete += 1
         return self.drain_state != OPEN
 
-    def stream_finished(self, stream: Stream) -> None:
+    def stream_finished(self, stream: Stream, now: float) -> None:
         """The stream is over: the next request, or the end of the connection."""
         self.stream = None
         timers = self.timers
-        if timers:
+        if self.drain_state or self.held or len(timers) > 1:
+            if self.drain_state == CLOSED:
+                return
             self._drop_stream_timers()
-        if self.drain_state == CLOSED:
-            return
-        if self.held:
-            self.unhold(self.UPSTREAM_FULL | self.BODY_FULL)
-        if self.drain_state == CLOSING:
-            complete = stream.request_complete
-            sans_length = stream.http10 and (stream.response_headers is None
-                                             or b"content-length" not in stream.response_headers)
-            codec_error = stream.flags == b"DPE" and stream.details != b"low_version"
-            self.close_after_flush(delay=codec_error or not (stream.saw_close and (complete or sans_length)))
-            return
-        config = self.manager.config
-        if config.idle_timeout:
-            self.arm(T_IDLE, config.idle_timeout)
-        if self.held:
-            self.unhold(self.PIPELINE_FULL)
-        self.next_message()
-        if self._rest and self.stream is None and self.drain_state != CLOSED:
-            self._head_begins()
+            if self.held:
+                self.unhold(self.UPSTREAM_FULL | self.BODY_FULL)
+            if self.drain_state == CLOSING:
+                self._close_after(stream)
+                return
+            if self.held:
+                self.unhold(self.PIPELINE_FULL)
+        if self.idle_timeout:
+            # The deadline is never later than this: on_deadline sees to that, so nothing has to be armed.
+            timers[T_IDLE] = now + self.idle_timeout
+        self._state = 0
+        if self._rest:
+            self.next_message()
+            if self._rest and self.stream is None and self.drain_state != CLOSED:
+                self._head_begins()
+
+    def _close_after(self, stream: Stream) -> None:
+        complete = stream.request_complete
+        sans_length = stream.http10 and (stream.response_headers is None
+                                         or b"content-length" not in stream.response_headers)
+        codec_error = stream.flags == b"DPE" and stream.details != b"low_version"
+        self.close_after_flush(delay=codec_error or not (stream.saw_close and (complete or sans_length)))
 
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: what was sent goes out, then the connection ends."""
@@ -376,10 +392,13 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def on_deadline(self, now: float) -> None:
         """Some timer may have expired: act on those that have, and find the next."""
-        for kind in [k for k, when in self.timers.items() if when <= now]:
-            if self.timers.pop(kind, NEVER) <= now:
+        timers = self.timers
+        for kind in [k for k, when in timers.items() if when <= now]:
+            if timers.pop(kind, NEVER) <= now:
                 self._expired(kind)
-        self.deadline = min(self.timers.values(), default=NEVER)
+        if self.idle_timeout and T_IDLE not in timers and self.drain_state == OPEN:
+            timers[T_IDLE] = now + self.idle_timeout
+        self.deadline = min(timers.values(), default=NEVER)
         if self.drain_state != CLOSED:
             self.flush()
 
@@ -394,6 +413,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             else:
                 self.drain_state = CLOSING
         elif kind == T_IDLE:
+            if self.stream is not None or self._head_started:
+                return
             stats.downstream_cx_idle_timeout += 1
             self._end_when_idle(self.requests == 0)
         elif kind == T_MAX_DURATION:

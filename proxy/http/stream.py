@@ -6,23 +6,24 @@ connection, and that feeds it the response. It ends in ``finish``, exactly once,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import time
 from typing import TYPE_CHECKING
 
 from proxy.http.h1 import HeadError
 from proxy.http.http1_server import NO_BODY, status_line
 from proxy.http.path import UNUSUAL, PathError
+from proxy.http.plan import ResponsePlan
 from proxy.stream_info import StreamInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from proxy.config.model import SocketAddress, WeightedCluster
+    from proxy.config.model import RetryPolicy, SocketAddress, WeightedCluster
     from proxy.http.client_connection import ClientConnection
     from proxy.http.filters.base import HttpFilter
     from proxy.http.headers import Field, Headers
     from proxy.http.manager import HttpConnectionManager
     from proxy.http.mutations import Mutator
+    from proxy.http.plan import RequestPlan
     from proxy.http.reset import Reset
     from proxy.http.retry import RetryState
     from proxy.http.route_table import CompiledRoute
@@ -42,56 +43,94 @@ class Stream(StreamInfo):
     """A request in flight. The attributes below are the router's and the filters' to read and change."""
 
     __slots__ = (
-        "body", "body_size", "cluster", "conn", "decorator", "finished", "host", "http10", "internal",
-        "manager", "original_dst", "paused_at", "pool", "request_chunked", "request_complete", "request_trailers",
-        "response_chunked", "response_complete", "responded", "retain", "retry", "route", "saw_close", "stale_retried",
-        "trusted_address", "upgrade", "upstream", "per_filter", "mutator", "weighted", "timeout", "per_try_timeout",
-        "alt_timeout_response", "upstream_started",
+        "cluster", "conn", "finished", "host", "manager", "plan", "request_complete", "responded", "response_chunked",
+        "response_complete", "route", "upstream", "upstream_started",
     )
+
+    # As in StreamInfo: what follows is the exception, and costs the usual request nothing.
+    pool: Pool | None = None
+    """Where the stream waits for a connection."""
+    policy: RetryPolicy | None = None
+    """The retry policy in force."""
+    retry: RetryState | None = None
+    """Made when something has gone wrong for the first time."""
+    mutator: Mutator | None = None
+    """The header mutations in force: the chosen weighted cluster's, or the route's."""
+    weighted: WeightedCluster | None = None
+    upgrade: bytes | None = None
+    decorator: bytes = b""
+    body: Sequence[bytes] = ()
+    """Body pieces held back: until a connection is there, or for another attempt (``retain``)."""
+    body_size = 0
+    retain = False
+    paused_at = 0
+    request_trailers: list[Field] | None = None
+    per_filter: dict[str, object] | None = None
+    """What filters remember of this request, by filter name."""
+    timeout = 0.0
+    per_try_timeout = 0.0
+    http10 = False
+    internal = False
+    saw_close = False
+    request_chunked = False
+    stale_retried = False
+    alt_timeout_response = False
+    recording = False
+    """The outcome of this request shall be kept as a plan."""
+    _trusted: str | None = None
 
     def __init__(self, conn: ServerConnection, manager: HttpConnectionManager) -> None:
         self.conn = conn
         self.manager = manager
-        connection = conn.connection
         self.start_time = time()
         self.start = conn.now()
         self.method = self.path = self.authority = self.protocol = self.request_headers = None
-        self.response_headers = self.response_trailers = self.details = self.termination_details = None
-        self.upstream_transport_failure_reason = self.route_name = self.virtual_host_name = None
-        self.upstream_host = self.upstream_cluster = self.upstream_cluster_raw = self.upstream_local_address = None
-        self.last_downstream_rx = self.first_upstream_tx = self.last_upstream_tx = self.first_upstream_rx = None
-        self.last_upstream_rx = self.last_downstream_tx = self.requested_server_name = None
-        self.scheme = b"http"
-        self.flags = self.local_reply_body = b""
-        self.response_code = self.bytes_received = self.bytes_sent = self.attempt_count = 0
-        self.filter_chain_name = conn.filter_chain_name
-        self.connection_id = connection.id
+        self.response_headers = self.details = self.route_name = self.upstream_host = self.upstream_cluster = None
+        self.upstream_cluster_raw = self.upstream_local_address = None
+        self.last_upstream_tx = self.first_upstream_rx = self.last_upstream_rx = self.last_downstream_tx = None
+        self.response_code = self.bytes_sent = 0
+        self.connection_id = conn.id
         self.downstream_local_address = conn.local_text
-        self.downstream_direct_local_address = conn.direct_local_text
-        self.downstream_remote_address = self.downstream_direct_remote_address = conn.remote_text
-        self.original_dst: SocketAddress | None = connection.local if connection.restored else None
-        self.trusted_address = connection.remote.host
+        self.downstream_remote_address = conn.remote_text
         self.route: CompiledRoute | None = None
         self.cluster: Cluster | None = None
         self.host: Host | None = None
-        self.pool: Pool | None = None
-        """Where the stream waits for a connection."""
         self.upstream: ClientConnection | None = None
-        self.retry: RetryState | None = None
-        self.upgrade: bytes | None = None
-        self.decorator = b""
-        self.mutator: Mutator | None = None
-        """The chosen weighted cluster's header mutations (with those of its route); None: the route's."""
-        self.weighted: WeightedCluster | None = None
-        self.timeout = self.per_try_timeout = self.upstream_started = 0.0
-        self.body: list[bytes] = []
-        """Body pieces held back: until a connection is there, or for another attempt (``retain``)."""
-        self.body_size = self.paused_at = 0
-        self.request_trailers: list[Field] | None = None
-        self.per_filter: dict[str, object] | None = None
-        self.http10 = self.internal = self.retain = self.request_complete = self.saw_close = False
-        self.responded = self.response_complete = self.finished = self.response_chunked = False
-        self.request_chunked = self.stale_retried = self.alt_timeout_response = False
+        self.upstream_started = 0.0
+        self.plan: RequestPlan | None = None
+        self.request_complete = self.responded = self.response_complete = self.finished = False
+        self.response_chunked = False
+
+    @property
+    def original_dst(self) -> SocketAddress | None:
+        """The restored destination, for ORIGINAL_DST clusters."""
+        connection = self.conn.connection
+        return connection.local if connection.restored else None
+
+    @property
+    def trusted_address(self) -> str:
+        """The client's address as far as x-forwarded-for can be trusted."""
+        return self._trusted or self.conn.connection.remote.host
+
+    @property
+    def downstream_direct_local_address(self) -> bytes:  # type: ignore[override]
+        """Of the socket itself."""
+        return self.conn.direct_local_text
+
+    @property
+    def downstream_direct_remote_address(self) -> bytes:  # type: ignore[override]
+        """The peer's, whatever x-forwarded-for says."""
+        return self.conn.remote_text
+
+    @property
+    def filter_chain_name(self) -> bytes | None:  # type: ignore[override]
+        """The filter chain of the connection."""
+        return self.conn.filter_chain_name
+
+    @property
+    def virtual_host_name(self) -> bytes | None:  # type: ignore[override]
+        """The virtual host of the route."""
+        return self.route.vhost.name.encode() if self.route is not None else None
 
     @property
     def is_tunnel(self) -> bool:
@@ -109,7 +148,6 @@ class Stream(StreamInfo):
         self.request_headers = headers
         self.protocol = b"HTTP/1.1"
         manager = self.manager
-        config = manager.config
         if length == NO_BODY:
             self.request_complete = True
             self.last_downstream_rx = self.start
@@ -138,11 +176,14 @@ class Stream(StreamInfo):
             return
         if manager.rewrites_host:
             self.authority = manager.rewrite_host(self)
+        whole = self.conn.whole
+        if (whole is not None and length == NO_BODY and not tokens and not http10 and manager.plannable
+                and manager.request_plans.worth(whole) and manager.request_rules.plannable(headers)):
+            self.recording = True
         manager.request_rules.apply(self, tokens)
         route = self.route = manager.route_table.route(self)
         if route is not None:
             self.route_name = route.name
-            self.virtual_host_name = route.vhost.name.encode()
             if manager.tracing:
                 manager.decorate_request(self, route)
         elif manager.tracing:
@@ -316,6 +357,7 @@ class Stream(StreamInfo):
         self.response_headers = headers
         self.responded = True
         conn = self.conn
+        dated = b"date" in headers.index
         manager.response_rules.apply(self, headers)
         index = headers.index
         tail = b"\r\n"
@@ -336,9 +378,24 @@ class Stream(StreamInfo):
             wires = [manager.proper_case(f) for f in headers.fields]
         else:
             wires = [f[2] for f in headers.fields]
-        conn.write(b"".join([line, *wires, tail]))
+        head = b"".join([line, *wires, tail])
+        if dated and not end_stream and not local and self.upstream is not None and self.upstream.head:
+            self._keep_plan(self.upstream, status, headers, head, len(tail) == 2 or self.response_chunked)
+        conn.write(head)
         if end_stream:
             self._response_done()
+
+    def _keep_plan(self, upstream: ClientConnection, status: int, headers: Headers, head: bytes, usual: bool) -> None:
+        """Remember how this response head went on, if the next one like it may go the same way."""
+        manager = self.manager
+        took = headers.index.get(b"x-envoy-upstream-service-time")
+        if (not usual or took is None or self.http10 or self.upgrade is not None or self.method == b"HEAD"
+                or self.mutator is not None or self.retry is not None or not manager.plannable
+                or (self.route is not None and self.route.vhost.include_attempt_count_in_response)
+                or self.conn.drain_state or not manager.response_plans.worth(upstream.head)):
+            return
+        prefix, _, suffix = head.partition(took[2])
+        manager.response_plans.keep(upstream.head, ResponsePlan(self, upstream, status, headers, prefix, suffix))
 
     def send_data(self, data: bytes) -> None:
         """Encode a piece of the response body."""
@@ -372,10 +429,24 @@ class Stream(StreamInfo):
         if self.finished:
             return
         self.finished = True
-        self.manager.router.abandon(self)
-        self.end = self.conn.now()
-        self.manager.stream_finished(self)
-        self.conn.stream_finished(self)
+        if self.upstream is not None or self.pool is not None or self.retry is not None or self.body:
+            self.manager.router.abandon(self)
+        conn = self.conn
+        manager = self.manager
+        end = self.end = conn.now()
+        stats = manager.stats
+        stats.downstream_rq_active -= 1
+        status = self.response_code
+        if status:
+            status //= 100
+            stats.rq_class[status] += 1
+            manager.listener_stats.rq_class[status] += 1
+        elapsed = int((end - self.start) * 1000)
+        times = stats.downstream_rq_time
+        times[elapsed] = times.get(elapsed, 0) + 1
+        for log in manager.loggers:
+            log(self)
+        conn.stream_finished(self, end)
 
     def downstream_gone(self) -> None:
         """The client closed or reset its connection while the request was in flight."""

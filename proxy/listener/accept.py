@@ -1,4 +1,4 @@
-"""One listening socket: bind, accept within bounds, survive running out of descriptors, close without losing clients."""
+"""One listening socket: bind, accept within bounds, survive lack of descriptors, close without losing clients."""
 
 from __future__ import annotations
 
@@ -98,9 +98,15 @@ class ListenSocket:
     def _accept_failed(self, error: OSError) -> None:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
         if error.errno in OUT_OF_RESOURCES and self._sock is not None and self._paused is None:
-            log.warning("listener %s: accept failed: %s; trying again in %s s", self.address.text, error.strerror, PAUSE)
+            log.warning("listener %s: accept failed: %s; trying again in %s s", self.address.text, error.strerror,
+                        PAUSE)
             self._loop.remove_reader(self._sock)
             self._paused = self._loop.call_later(PAUSE, self.resume)
+
+    @property
+    def paused(self) -> bool:
+        """Not accepting, for lack of descriptors or memory."""
+        return self._paused is not None
 
     def resume(self) -> None:
         """Accept again after a pause: the time is up, or a descriptor has become free."""

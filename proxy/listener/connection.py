@@ -22,11 +22,11 @@ class Connection:
     def __init__(self, sock: socket.socket, remote: SocketAddress, local: SocketAddress, listener: ActiveListener,
                  connection_id: int, now: float) -> None:
         self.sock = sock
-        self.remote = remote
+        self.remote: SocketAddress = remote
         """The peer's address."""
         self.direct_local = local
         """The address of the socket itself."""
-        self.local = local
+        self.local: SocketAddress = local
         """The original destination where one was restored, else ``direct_local``."""
         self.restored = False
         """``local`` was restored from the kernel: ORIGINAL_DST clusters may use it."""
@@ -35,9 +35,9 @@ class Connection:
         self.id = connection_id
         self.accepted_at = now
         """Loop time, seconds."""
-        self.transport_protocol = "raw_buffer"
-        self.application_protocol = ""
-        self.server_name = ""
+        self.transport_protocol: str = "raw_buffer"
+        self.application_protocol: str = ""
+        self.server_name: str = ""
         self.filter_chain: FilterChain | None = None
         self.info: StreamInfo | None = None
         """What the listener's access log shows, where the network filter gathers it for the whole connection."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.config import model
 from proxy.http.manager import HttpConnectionManager
@@ -17,11 +17,21 @@ if TYPE_CHECKING:
     from proxy.listener.listener import ActiveListener
 
 
+class ClosableProtocol(asyncio.Protocol):
+    """What a network filter makes for a connection; calls ``connection.closed`` once when the socket is gone."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Cut the connection."""
+        raise NotImplementedError
+
+
 class NetworkFilter(Protocol):
     """A terminal network filter, made once for each filter chain."""
 
-    def protocol(self, connection: Connection) -> asyncio.Protocol:
-        """The protocol of a new connection; it calls ``connection.closed`` once when the socket is gone."""
+    def protocol(self, connection: Connection) -> Any:
+        """A ClosableProtocol for a new connection."""
 
 
 NETWORK_FILTERS: dict[type, Callable[..., NetworkFilter]] = {

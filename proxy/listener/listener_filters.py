@@ -82,25 +82,27 @@ MAKERS: dict[str, tuple[Callable[[Context], Step], bool]] = {
 class ListenerFilters:
     """The filters of one listener, compiled: ``steps`` of (filter, disabled predicate, looks at data)."""
 
-    __slots__ = ("deadline", "go_on", "patience", "steps")
+    __slots__ = ("go_on", "patience", "steps", "timeout")
 
     def __init__(self, config: model.Listener, context: Context) -> None:
         self.steps = tuple((MAKERS[f.type][0](context), f.disabled, MAKERS[f.type][1])
                            for f in config.listener_filters)
-        self.deadline = config.listener_filters_timeout
+        self.timeout = config.listener_filters_timeout
         self.go_on = config.continue_on_listener_filters_timeout
-        self.patience = SERVER_FIRST_PATIENCE if self.go_on and not self.deadline else 0.0
+        self.patience = SERVER_FIRST_PATIENCE if self.go_on and not self.timeout else 0.0
 
 
 class ActiveTcpSocket:
-    """A connection in the listener-filter stage; it ends in the listener's ``filters_done``, or closed."""
+    """A connection in the listener-filter stage; it ends in ``next_stage(connection)``, or closed."""
 
-    __slots__ = ("_at", "_context", "_filters", "_listener", "_reading", "connection", "data", "deadline", "eof")
+    __slots__ = ("_at", "_context", "_filters", "_listener", "_next_stage", "_reading", "connection", "data",
+                 "deadline", "eof")
 
-    def __init__(self, connection: Connection, listener: ActiveListener, filters: ListenerFilters,
-                 context: Context) -> None:
+    def __init__(self, connection: Connection, listener: ActiveListener, filters: ListenerFilters, context: Context,
+                 next_stage: Callable[[Connection], None]) -> None:
         self.connection = connection
         self._listener = listener
+        self._next_stage = next_stage
         self._filters = filters
         self._context = context
         self._at = 0
@@ -117,13 +119,13 @@ class ActiveTcpSocket:
         while self._at < len(steps):
             step, disabled, looks = steps[self._at]
             if disabled is None or not disabled(self.connection.local.port):
-                if looks and not self.data and not self.eof and not self._peek():
+                if looks and not self.data and not self._peek():
                     return
                 if not step(self):
-                    if len(self.data) == MAX_INSPECT_SIZE or not self._wait():
-                        self._at += 1
-                        continue
-                    return
+                    if self._wait():
+                        return
+                    self.eof = True
+                    step(self)
             self._at += 1
         self._done()
 
@@ -144,6 +146,7 @@ class ActiveTcpSocket:
         if not self.data:
             # Closed without a byte: a probe. There is nothing to serve.
             self._gone()
+            self._listener.log_end(self.connection, self._context.loop.time())
             return False
         if len(self.data) == before:
             # Woken without new data: the end of the stream, or the kernel is short of memory. Either way this is all.
@@ -151,19 +154,18 @@ class ActiveTcpSocket:
         return True
 
     def _wait(self) -> bool:
+        """Be woken for more data; False when no more will come."""
         sock = self.connection.sock
         if self.data:
-            # Only wake for more than what is there; a limit above the receive buffer could never be reached.
-            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED:
-                self.eof = True
+            if self.eof or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED:
                 return False
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self.data) + 1)
         if not self._reading:
             self._reading = True
             self._context.loop.add_reader(sock, self._readable)
-            filters = self._filters
+            self._listener.pending.add(self)
             self._listener.stats.downstream_pre_cx_active += 1
-            limit = filters.deadline or filters.patience
+            limit = self._filters.timeout or self._filters.patience
             if limit:
                 self.deadline = self._context.loop.time() + limit
             self._context.deadlines.watch(self)
@@ -176,7 +178,7 @@ class ActiveTcpSocket:
     def on_deadline(self, now: float) -> None:
         """listener_filters_timeout: go on as if nothing had been found out, or close."""
         filters = self._filters
-        if not filters.deadline:
+        if not filters.timeout:
             if not self.data:
                 self._done()
             return
@@ -185,10 +187,12 @@ class ActiveTcpSocket:
             self._done()
         else:
             self.close()
+            self._listener.log_end(self.connection, now)
 
     def _stop(self) -> None:
         if self._reading:
             self._reading = False
+            self._listener.pending.discard(self)
             self._context.loop.remove_reader(self.connection.sock)
             self._context.deadlines.unwatch(self)
             self._listener.stats.downstream_pre_cx_active -= 1
@@ -197,7 +201,7 @@ class ActiveTcpSocket:
 
     def _done(self) -> None:
         self._stop()
-        self._listener.filters_done(self.connection)
+        self._next_stage(self.connection)
 
     def _gone(self) -> None:
         self._listener.stats.downstream_listener_filter_remote_close += 1
@@ -207,4 +211,3 @@ class ActiveTcpSocket:
         """Drop the connection."""
         self._stop()
         self.connection.sock.close()
-        self._listener.forget(self)

@@ -113,21 +113,25 @@ def _source_type(nodes: dict[object, Node[L]]) -> Node[L]:
     return find
 
 
-def _prefixes(address: Callable[[Connection], str]) -> Callable[[dict[object, Node[L]]], Node[L]]:
-    return lambda nodes: _Prefixes(cast("Iterable[tuple[IPNetwork | None, Node[L]]]", nodes.items()), address)
+def _destination_prefixes(nodes: dict[object, Node[L]]) -> Node[L]:
+    return _Prefixes(cast("Iterable[tuple[IPNetwork | None, Node[L]]]", nodes.items()), lambda c: c.local.host)
+
+
+def _source_prefixes(nodes: dict[object, Node[L]]) -> Node[L]:
+    return _Prefixes(cast("Iterable[tuple[IPNetwork | None, Node[L]]]", nodes.items()), lambda c: c.remote.host)
 
 
 _STEPS: tuple[tuple[object, Callable[[FilterChainMatch], Sequence[object]], Callable[..., Node[object]]], ...] = (
     # (value of "unset", keys of a chain, how to look up)
     (None, lambda m: () if m.destination_port is None else (m.destination_port,),
      lambda nodes: _exact(nodes, lambda c: c.local.port, None)),
-    (None, lambda m: m.prefix_ranges, _prefixes(lambda c: c.local.host)),
+    (None, lambda m: m.prefix_ranges, _destination_prefixes),
     ("", lambda m: tuple(n.lower() for n in m.server_names), _server_name),
     ("", lambda m: (m.transport_protocol,), lambda nodes: _exact(nodes, lambda c: c.transport_protocol, "")),
     ("", lambda m: m.application_protocols, lambda nodes: _exact(nodes, lambda c: c.application_protocol, "")),
-    (None, lambda m: m.direct_source_prefix_ranges, _prefixes(lambda c: c.remote.host)),
+    (None, lambda m: m.direct_source_prefix_ranges, _source_prefixes),
     (ANY_SOURCE, lambda m: (m.source_type,), _source_type),
-    (None, lambda m: m.source_prefix_ranges, _prefixes(lambda c: c.remote.host)),
+    (None, lambda m: m.source_prefix_ranges, _source_prefixes),
     (None, lambda m: m.source_ports, lambda nodes: _exact(nodes, lambda c: c.remote.port, None)),
 )
 

@@ -15,7 +15,7 @@ _SOCKADDR_IN6 = Struct("!2xH4x16s4x")
 
 
 def original_destination(sock: socket.socket) -> SocketAddress | None:
-    """The destination before REDIRECT or DNAT; None when the kernel knows none (conntrack did not see the connection)."""
+    """The destination before REDIRECT or DNAT; None when the kernel knows none (no conntrack entry)."""
     try:
         if sock.family == socket.AF_INET6:
             data = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _SOCKADDR_IN6.size)

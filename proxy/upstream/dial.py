@@ -77,7 +77,7 @@ class Dial:
         return None
 
     def _fail(self, failure: DialFailure) -> None:
-        self._close()
+        self._close(local=failure.timed_out)
         stats = self._cluster.stats
         stats.upstream_cx_connect_fail += 1
         self._host.stats.cx_connect_fail += 1
@@ -85,11 +85,15 @@ class Dial:
             stats.upstream_cx_connect_timeout += 1
         self._on_failed(failure)
 
-    def _close(self) -> None:
+    def _close(self, local: bool) -> None:
         self._context.deadlines.unwatch(self)
         self._cluster.stats.upstream_cx_active -= 1
         self._host.stats.cx_active -= 1
         self._cluster.stats.upstream_cx_destroy += 1
+        if local:
+            self._cluster.stats.upstream_cx_destroy_local += 1
+        else:
+            self._cluster.stats.upstream_cx_destroy_remote += 1
 
     def on_deadline(self, now: float) -> None:
         """connect_timeout has passed."""
@@ -99,7 +103,7 @@ class Dial:
     def cancel(self) -> None:
         """Stop without calling back."""
         self._task.cancel()
-        self._close()
+        self._close(local=True)
 
 
 def _describe(error: OSError) -> bytes:

@@ -48,7 +48,10 @@ class ClusterManager:
 
     def show_breakers(self) -> None:
         """Refresh gauges that follow from others before a snapshot."""
+        active: dict[str, int] = {}
         for cluster in self._clusters.values():
+            active[cluster.stat_name] = active.get(cluster.stat_name, 0) + sum(b.requests for b in cluster.breakers)
+            cluster.stats.upstream_rq_active = active[cluster.stat_name]
             for breaker in cluster.breakers:
                 breaker.show()
 

@@ -34,11 +34,14 @@ class PoolUser(Protocol):
 class Pool:
     """Idle and pending of one host and priority."""
 
-    __slots__ = ("_breaker", "_closed", "_cluster", "_dials", "_host", "_open", "_pending", "idle")
+    __slots__ = ("_breaker", "_closed", "_cluster", "_dials", "_host", "_host_stats", "_open", "_pending",
+                 "_stats", "idle")
 
     def __init__(self, cluster: Cluster, host: Host, breaker: Breaker) -> None:
         self._cluster = cluster
         self._host = host
+        self._stats = cluster.stats
+        self._host_stats = host.stats
         self._breaker = breaker
         self.idle: list[ClientConnection] = []
         self._pending: deque[PoolUser] = deque()
@@ -129,20 +132,21 @@ class Pool:
         user.pool_failed(OVERFLOW_PENDING)
 
     def _assign(self, connection: ClientConnection, user: PoolUser) -> None:
+        self.assigned()
+        user.pool_ready(connection)
+
+    def assigned(self) -> None:
+        """Account for a request that has got a connection."""
         self._breaker.requests += 1
-        stats = self._cluster.stats
-        stats.upstream_rq_total += 1
-        stats.upstream_rq_active += 1
-        host = self._host.stats
+        self._stats.upstream_rq_total += 1
+        host = self._host_stats
         host.rq_total += 1
         host.rq_active += 1
-        user.pool_ready(connection)
 
     def request_done(self) -> None:
         """A request that got a connection is over, whatever became of the connection."""
         self._breaker.requests -= 1
-        self._cluster.stats.upstream_rq_active -= 1
-        self._host.stats.rq_active -= 1
+        self._host_stats.rq_active -= 1
 
     def release(self, connection: ClientConnection) -> None:
         """Take a reusable connection back: for the next waiter, or to idle."""

@@ -1,4 +1,4 @@
-"""HTTP filters: one file a filter, found by the type URL of its configuration.
+"""HTTP filters: one file a filter, found by the message type of its configuration.
 
 To add one: write its file, add its line to ``FILTERS`` (and its compiler to proxy.config's registry). The router is
 not listed: it ends every chain and is called directly.
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from proxy.config.model import HttpFilterConfig
     from proxy.context import Context
 
-ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 
 FILTERS: dict[str, Callable[[HttpFilterConfig, Context], HttpFilter]] = {}

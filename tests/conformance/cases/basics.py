@@ -129,6 +129,10 @@ REQUESTS = [
     Case("head-chunked", BASIC, [get("/h", method="HEAD"), get("/next")], [msg("HTTP/1.1 200 OK", CHUNKED), OK], log=2),
     Case("client-asks-to-close", BASIC, [get("/", "Connection: close"), end()], stats=RQ + REUSE),
     Case("client-asks-to-close-with-body", BASIC, [post("/", b"hi", "Connection: CLOSE"), end()]),
+    Case("body-longer-than-announced", BASIC,
+         [send(msg("POST / HTTP/1.1", "Host: x", "Content-Length: 2", body=b"abcdef\r\n\r\n")), response(), response(),
+          end()], log=2),
+    Case("empty-headers-are-logged-empty", BASIC, [get("/", "User-Agent:", "X-Forwarded-For:")]),
     Case("bytes-after-the-last-request", BASIC, [send(get("/", "Connection: close"), get("/not")), response(),
                                                 end(either=True)]),
 ]

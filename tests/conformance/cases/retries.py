@@ -77,6 +77,15 @@ RETRIES = bootstrap(
     cluster("group", "up:group/0", "up:group/1", "up:group/2"),
 )
 
+SMALL_BUFFER = bootstrap(http(vhosts="""
+- name: all
+  domains: ["*"]
+  per_request_buffer_limit_bytes: 20
+  routes:
+  - match: {prefix: /}
+    route: {cluster: a, retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 60s, max_interval: 60s}}}
+"""), A)
+
 
 def counted(name: str = "a") -> tuple[str, ...]:
     """Statistics of retries."""
@@ -147,6 +156,10 @@ CASES = [
           send(b"world"), response()],
          [(head(), recv(5), send(E503), end()), (head(), recv(5), signal("again"), recv(5), send(OK))],
          stats=counted()),
+    Case("retry-buffer-overflows-between-tries", SMALL_BUFFER,
+         [send(msg("POST / HTTP/1.1", "Host: x", "Content-Length: 100", body=b"hello")), wait("failed"),
+          send(b"x" * 50), response(), end()],
+         [(head(), recv(5), send(E503), end(), signal("failed"))], stats=counted()),
     Case("attempt-count-of-the-client", RETRIES, [get("/5xx", "x-envoy-attempt-count: 7")]),
     Case("retry-moves-round-robin", RETRIES, [get("/group"), get("/group")], {"group": [E503, E503, OK, E503]}, log=2),
     Case("retry-after-close-on-accept", RETRIES, [get("/reset"), get("/connect")], [(accept(), close())], log=2,

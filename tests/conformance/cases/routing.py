@@ -106,6 +106,10 @@ REDIRECTS = bootstrap(http(routes="""
   response_headers_to_add: [{header: {key: x-added, value: here}}]
 """))  # fmt: skip
 
+TLS_ONLY = bootstrap(http(vhosts="""
+- {name: all, domains: ["*"], require_tls: ALL, routes: [{match: {prefix: /}, route: {cluster: a}}]}
+"""), A)
+
 REWRITES = bootstrap(http(routes="""
 - {match: {prefix: /p1/}, route: {cluster: a, prefix_rewrite: /n/}}
 - {match: {prefix: /p2}, route: {cluster: a, prefix_rewrite: /}}
@@ -223,6 +227,8 @@ CASES = [
           for host in ("o.com:80", "o.com:443", "o.com:1234", "[::1]:80", "[::1]")], log=25),
     Case("redirect-of-head-and-post", REDIRECTS, [get("/path", method="HEAD"), post("/path", b"hello")], log=2),
     Case("redirect-prefers-forwarded-proto", REDIRECTS, [get("/path", "x-forwarded-proto: https")]),
+    Case("require-tls", TLS_ONLY, [get("/a?b=1"), get("/", host="x.com:80"), get("/", "x-forwarded-proto: https")],
+         log=3),
     Case("prefix-rewrites", REWRITES, gets("/p1/x?a=/p1/", "/p2/a", "/p2", "/p2?x", "/exact?y=1", "/rx/y/z"), log=6),
     Case("regex-rewrite", REWRITES, gets("/re/abc/12/x?q=/abc/1", "/re/none"), log=2),
     Case("host-rewrites", REWRITES, [*gets("/hl", "/hx"), get("/hh", "x-host: from.header"), get("/hh")], log=4),

@@ -30,7 +30,7 @@ class Reply(NamedTuple):
 
 def hcm(stat_prefix: str, cluster: str) -> dict[str, Any]:
     """A filter chain: an HTTP connection manager that sends everything to one cluster and answers /code/<n> itself."""
-    direct = [{"match": {"path": f"/code/{code}"}, "direct_response": {"status": code}} for code in (204, 301, 404, 503)]
+    direct = [{"match": {"path": f"/code/{code}"}, "direct_response": {"status": code}} for code in (204, 301, 404)]
     return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": {
         "@type": TYPES + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": stat_prefix,
@@ -98,19 +98,28 @@ class Envoy:
     """A running Envoy; ``get`` and ``post`` talk to its admin interface over one kept connection."""
 
     def __init__(self, config: dict[str, Any], folder: Path, *flags: str) -> None:
-        where = folder / "admin-address"
+        self._where = folder / "admin-address"
         (folder / "envoy.json").write_text(json.dumps(config))
         self._errors = folder / "stderr"
         with self._errors.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [str(ENVOY), "-c", str(folder / "envoy.json"), "--admin-address-path", str(where), "--concurrency", "2",
-                 "--disable-hot-restart", *flags],
+                [str(ENVOY), "-c", str(folder / "envoy.json"), "--admin-address-path", str(self._where),
+                 "--concurrency", "2", "--disable-hot-restart", *flags],
                 stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
-        self.until(lambda: where.exists() and where.read_text().count(":") == 1)
-        host, _, port = where.read_text().rpartition(":")
-        self.port = int(port)
-        self._connection = http.client.HTTPConnection(host, self.port, timeout=PATIENCE)
-        self.until(lambda: self.get("/ready").status == 200)
+        self._connection = http.client.HTTPConnection("127.0.0.1", 1, timeout=PATIENCE)
+        self.until(self._live)
+
+    def _live(self) -> bool:
+        # The file may be half written, and it is written before the socket listens.
+        host, _, port = (self._where.read_text() if self._where.exists() else "").rpartition(":")
+        if not port:
+            return False
+        self._connection.host, self._connection.port = host, int(port)
+        try:
+            return self.get("/ready").status == 200
+        except ConnectionRefusedError:
+            self._connection.close()
+            return False
 
     def until(self, condition: Any) -> None:
         """Wait for a condition; fails with Envoy's output."""
@@ -119,9 +128,9 @@ class Envoy:
             assert self.process.poll() is None and time.monotonic() < deadline, self._errors.read_text()
             time.sleep(0.02)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
+    def request(self, method: str, path: str) -> Reply:
         """One exchange."""
-        self._connection.request(method, path, body, headers or {})
+        self._connection.request(method, path)
         response = self._connection.getresponse()
         text = response.read().decode()
         if method == "HEAD":

@@ -13,11 +13,12 @@ from typing import Any
 
 import uvloop
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
+from envoys import Reply
 from google.protobuf.json_format import ParseDict
 
-from envoys import Reply
 from proxy.admin.server import AdminServer
 from proxy.config import model
+from proxy.config.messages import find_descriptor, type_name
 from proxy.options import Options
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
@@ -33,9 +34,20 @@ def addresses(listener: Any) -> tuple[model.SocketAddress, ...]:
     return tuple(model.SocketAddress(a.socket_address.address, a.socket_address.port_value) for a in found)
 
 
+def import_types(document: Any) -> None:
+    """Import the messages that a configuration names."""
+    if isinstance(document, dict):
+        if "@type" in document:
+            assert find_descriptor(type_name(document["@type"]))
+        document = list(document.values())
+    if isinstance(document, list):
+        for item in document:
+            import_types(item)
+
+
 def cluster_status(cluster: Any) -> dict[str, Any]:
     """What the workers tell of a static cluster that has not been used."""
-    limits = {0: dict(max_connections=1024, max_pending_requests=1024, max_requests=1024, max_retries=3)}
+    limits = {0: {"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 1024, "max_retries": 3}}
     limits[1] = dict(limits[0])
     for thresholds in cluster.circuit_breakers.thresholds:
         for name in limits[0]:
@@ -56,14 +68,17 @@ class FakeServer:
     """proxy.admin.api.Server."""
 
     def __init__(self, config: dict[str, Any] | None = None, **stats: Any) -> None:
-        message = ParseDict(config or {"node": {"id": "n", "cluster": "c"}}, Bootstrap())
+        config = config or {"node": {"id": "n", "cluster": "c"}}
+        import_types(config)
+        message = ParseDict(config, Bootstrap())
         self.options = Options(concurrency=2, drain_strategy="gradual", disable_hot_restart=True)
         self.loaded: Any = SimpleNamespace(message=message, warnings=[], bootstrap=model.Bootstrap(
             node=model.Node(message.node.id, message.node.cluster), admin=model.Admin(),
             listeners=tuple(model.Listener(name=listener.name, addresses=addresses(listener), filter_chains=())
                             for listener in message.static_resources.listeners),
             clusters=tuple(model.Cluster(name=cluster.name) for cluster in message.static_resources.clusters),
-            stats=model.StatsConfig(**stats), stats_flush_interval=0.02))
+            stats=model.StatsConfig(**stats), stats_flush_interval=0.02,
+            runtime=tuple((key, None) for layer in message.layered_runtime.layers for key in layer.static_layer)))
         self.loop: Any = None
         self.state = "LIVE"
         self.started_at = time.time()
@@ -126,7 +141,8 @@ class Running:
         """Await something on the loop."""
         return asyncio.run_coroutine_threadsafe(coro, self._loop).result(PATIENCE)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
+    def request(self, method: str, path: str, body: bytes | None = None,
+                headers: dict[str, str] | None = None) -> Reply:
         """One exchange on a connection of its own."""
         connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
         try:

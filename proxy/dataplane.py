@@ -1,0 +1,84 @@
+"""One worker's data plane: clusters, listeners and their filter chains on one event loop."""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from typing import TYPE_CHECKING, Any
+
+from proxy.access_log.file import FilesystemStats, LogFiles
+from proxy.context import Context
+from proxy.listener.accept import BindError
+from proxy.listener.manager import ListenerManager
+from proxy.tcp.tcp_proxy import TcpProxy
+from proxy.upstream.manager import ClusterManager
+
+if TYPE_CHECKING:
+    from proxy.config.model import Bootstrap, SocketAddress
+    from proxy.options import Options
+    from proxy.stats.groups import Snapshot
+
+__all__ = ["BindError", "DataPlane"]
+
+
+class DataPlane:
+    """Everything that serves traffic in one worker. Life: construct, ``bind``, ``start``, ..., ``close``.
+
+    The constructor raises access_log.file.LogFileError for a log file that cannot be opened.
+    """
+
+    def __init__(self, bootstrap: Bootstrap, options: Options, loop: AbstractEventLoop, worker: int) -> None:
+        self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
+        self.context = Context(loop, bootstrap, options, self.log_files, worker)
+        self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
+        self.clusters = ClusterManager(self.context)
+        self.listeners = ListenerManager(self.context)
+
+    def bind(self) -> None:
+        """Bind every listening address. Raises BindError with Envoy's text."""
+        self.listeners.bind()
+
+    async def start(self) -> None:
+        """Initialise the clusters (names are resolved, within a limit), then accept. Raises BindError."""
+        await self.clusters.start()
+        self.listeners.start()
+
+    def addresses(self) -> dict[str, list[SocketAddress]]:
+        """Listener name -> bound addresses."""
+        return {one.config.name: one.addresses for one in self.listeners.listeners}
+
+    def snapshot(self, flush: bool) -> Snapshot:
+        """All statistics of this worker; ``flush`` hands over what histograms have gathered."""
+        self.clusters.show_breakers()
+        for listener in self.listeners.listeners:
+            for chain in listener.chains:
+                if isinstance(chain.network_filter, TcpProxy):
+                    chain.network_filter.settle()
+        return self.context.registry.snapshot(flush)
+
+    def cluster_status(self) -> list[dict[str, Any]]:
+        """Clusters with their hosts, for /clusters."""
+        return self.clusters.status()
+
+    def drain_listeners(self, inbound_only: bool, graceful: bool, skip_exit: bool) -> None:
+        """/drain_listeners."""
+        self.listeners.drain(inbound_only=inbound_only, graceful=graceful, skip_exit=skip_exit)
+
+    def set_health_failed(self, failed: bool) -> None:
+        """/healthcheck/fail and /healthcheck/ok."""
+        self.context.health_failed = failed
+        self.listeners.health_changed()
+
+    def reopen_logs(self) -> None:
+        """Open the access log files by their paths again."""
+        self.log_files.reopen()
+
+    def flush_logs(self) -> None:
+        """Write out what waits in the access logs."""
+        self.log_files.flush()
+
+    def close(self) -> None:
+        """Close sockets and write out logs; the loop may be stopped afterwards."""
+        self.listeners.close()
+        self.clusters.close()
+        self.context.close()
+        self.log_files.close()

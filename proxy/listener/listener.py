@@ -1,0 +1,251 @@
+"""A listener of one worker: from the accepted socket to the network filter of its chain (Envoy: ActiveTcpListener).
+
+A connection takes the shortest way that the configuration allows: without listener filters and hand-off it goes from
+accept straight to its filter chain.
+"""
+
+from __future__ import annotations
+
+import socket
+from asyncio import TimerHandle
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from proxy.config.model import SocketAddress
+from proxy.listener.accept import ListenSocket
+from proxy.listener.connection import Connection
+from proxy.listener.connection_info import ConnectionInfo
+from proxy.listener.drain import DrainDecision
+from proxy.listener.filter_chain import ActiveFilterChain, ClosableProtocol, FilterChainManager
+from proxy.listener.listener_filters import ActiveTcpSocket, ListenerFilters
+from proxy.log import get
+from proxy.stats.groups import ListenerStats, ListenerWorkerStats, Snapshot
+
+if TYPE_CHECKING:
+    from proxy.config import model
+    from proxy.context import Context
+    from proxy.stream_info import StreamInfo
+
+log = get("conn_handler")
+
+HandOff = Callable[[SocketAddress], "ActiveListener | None"]
+"""The listener that a restored destination belongs to, if any."""
+
+WILDCARDS = ("0.0.0.0", "::")
+
+
+class WorkerShare(ListenerWorkerStats):
+    """``worker_<n>``: what this worker's listener has counted."""
+
+    __slots__ = ("whole",)
+    whole: ListenerStats
+
+    def collect(self, out: Snapshot, flush: bool) -> None:
+        self.downstream_cx_total = self.whole.downstream_cx_total
+        self.downstream_cx_active = self.whole.downstream_cx_active
+        super().collect(out, flush)
+
+
+class ActiveListener:
+    """One listener at work."""
+
+    __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
+                 "_loggers", "_loop", "_sockets", "config", "connections", "context", "draining", "pending", "stat_prefix",
+                 "stats", "stopped")
+
+    def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
+        self.config = config
+        self.context = context
+        self._loop = context.loop
+        self._ids = context.connection_ids
+        self._hand_off = hand_off if config.use_original_dst else None
+        self.stat_prefix = f"listener.{config.stat_prefix or config.addresses[0].text}".replace(":", "_")
+        self.stats = context.registry.group(ListenerStats, self.stat_prefix)
+        share = context.registry.group(WorkerShare, f"{self.stat_prefix}.worker_{context.worker}")
+        share.whole = self.stats
+        self._loggers = [(context.log_files.logger(c), c.flags is None) for c in config.access_logs]
+        self._listener_filters = ListenerFilters(config, context) if config.listener_filters else None
+        self._filter_chains = FilterChainManager(config, self, context)
+        self._find = self._filter_chains.find
+        self.connections: dict[Connection, ClosableProtocol] = {}
+        """Open connections with their network filter's side."""
+        self.pending: set[ActiveTcpSocket] = set()
+        """Connections whose listener filters wait for data."""
+        options = context.options
+        self._drain = DrainDecision(options.drain_strategy, options.drain_time, context.loop.time)
+        self.draining = False
+        """Some kind of drain could make ``drain_close`` true."""
+        self.stopped = False
+        """The listening sockets were closed."""
+        self._close_timer: TimerHandle | None = None
+        self._sockets = [self._socket(a) for a in config.addresses] if config.bind_to_port else []
+
+    @property
+    def chains(self) -> list[ActiveFilterChain]:
+        """All filter chains, the default one included."""
+        return self._filter_chains.chains
+
+    @property
+    def addresses(self) -> list[SocketAddress]:
+        """Where it is reached; bound ports instead of 0 once ``bind`` was called."""
+        return [s.address for s in self._sockets] or list(self.config.addresses)
+
+    # Sockets
+
+    def _socket(self, address: SocketAddress) -> ListenSocket:
+        config = self.config
+        wildcard = address.host in WILDCARDS
+
+        def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
+            self._accepted(sock, peer, None if wildcard else listen_socket.address)
+
+        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size,
+                                     config.max_connections_to_accept_per_socket_event, accepted)
+        return listen_socket
+
+    def bind(self) -> None:
+        """Bind every address. Raises accept.BindError."""
+        for listen_socket in self._sockets:
+            listen_socket.bind()
+
+    def start(self) -> None:
+        """Listen and accept."""
+        for listen_socket in self._sockets:
+            listen_socket.start()
+
+    def stop(self) -> None:
+        """Close the listening sockets; connections that are open or queued are not touched."""
+        self.stopped = True
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
+        for listen_socket in self._sockets:
+            listen_socket.close()
+
+    def close(self) -> None:
+        """Close the listening sockets and cut every connection: the worker ends."""
+        self.stop()
+        for pending in list(self.pending):
+            pending.close()
+        for protocol in list(self.connections.values()):
+            protocol.close()
+
+    # The way of a connection
+
+    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None) -> None:
+        if local is None:
+            try:
+                local = SocketAddress(*sock.getsockname()[:2])
+            except OSError:
+                sock.close()
+                return
+        connection = Connection(sock, SocketAddress(peer[0], peer[1]), local, self, next(self._ids), self._loop.time())
+        if self._listener_filters is None:
+            self._new_connection(connection)
+        else:
+            ActiveTcpSocket(connection, self, self._listener_filters, self.context, self._after_filters).run()
+
+    def _after_filters(self, connection: Connection) -> None:
+        """Hand the connection to the listener that its destination belongs to, or keep it."""
+        if self._hand_off is not None and connection.restored:
+            target = self._hand_off(connection.local)
+            if target is not None and target is not self:
+                target.handed_off(connection)
+                return
+        self._new_connection(connection)
+
+    def handed_off(self, connection: Connection) -> None:
+        """Take a connection over from another listener. Our own listener filters run now; nobody else gets it."""
+        connection.listener = self
+        if self._listener_filters is None:
+            self._new_connection(connection)
+        else:
+            ActiveTcpSocket(connection, self, self._listener_filters, self.context, self._new_connection).run()
+
+    def _new_connection(self, connection: Connection) -> None:
+        chain = self._find(connection)
+        if chain is None:
+            self._no_chain(connection)
+            return
+        connection.filter_chain = chain.config
+        stats = self.stats
+        stats.downstream_cx_total += 1
+        stats.downstream_cx_active += 1
+        protocol = self.connections[connection] = chain.protocol(connection)
+        opening = self._loop.connect_accepted_socket(lambda: protocol, connection.sock)
+        try:
+            # Starts the transport; what is left of the coroutine only waits for connection_made, which the loop calls
+            # in its next round. A task for it would double the price of a connection.
+            opening.send(None)
+        except OSError as error:
+            log.debug("new connection from %s: %s", connection.remote.text, error.strerror)
+            connection.sock.close()
+            self.connection_closed(connection, self._loop.time())
+            return
+        except StopIteration:
+            return
+        self._loop.call_soon(_finish, opening)
+
+    def _no_chain(self, connection: Connection) -> None:
+        self.stats.no_filter_chain_match += 1
+        connection.sock.close()
+        if self._loggers:
+            info = ConnectionInfo(connection, self._loop.time())
+            info.flags = b"NR"
+            info.details = b"filter_chain_not_found"
+            for write, _ in self._loggers:
+                write(info)
+
+    def connection_closed(self, connection: Connection, now: float) -> None:
+        """A connection of this listener is gone; called once by its network filter."""
+        stats = self.stats
+        stats.downstream_cx_active -= 1
+        stats.downstream_cx_destroy += 1
+        lengths = stats.downstream_cx_length_ms
+        length = int((now - connection.accepted_at) * 1000)
+        lengths[length] = lengths.get(length, 0) + 1
+        for listen_socket in self._sockets:
+            if listen_socket.paused:
+                self._loop.call_soon(listen_socket.resume)
+        self.connections.pop(connection, None)
+        if self._loggers:
+            self.log_end(connection, now)
+
+    def log_end(self, connection: Connection, now: float) -> None:
+        """Write the listener's own access log for a connection that has ended."""
+        info: StreamInfo | None = connection.info
+        for write, unfiltered in self._loggers:
+            if info is None:
+                if not unfiltered:
+                    continue  # only tcp_proxy sets flags for a whole connection
+                info = ConnectionInfo(connection, now)
+            write(info)
+
+    # Draining
+
+    def drain_close(self) -> bool:
+        """Whether a response that is being encoded now ends its connection."""
+        if self.context.health_failed and not self.config.modify_only_drain:
+            return True
+        return self._drain.close()
+
+    def health_changed(self) -> None:
+        """``context.health_failed`` was set or cleared."""
+        self.draining = self._drain.draining or (self.context.health_failed and not self.config.modify_only_drain)
+
+    def drain(self, close_after: float | None) -> None:
+        """Ask connections to close, more and more; close the sockets after so many seconds (None: never)."""
+        self._drain.start()
+        self.draining = True
+        if close_after is not None and self._close_timer is None and not self.stopped:
+            self._close_timer = self._loop.call_later(close_after, self.stop)
+
+
+def _finish(opening: Coroutine[Any, Any, Any]) -> None:
+    # connection_made has been called: let the coroutine return.
+    try:
+        opening.send(None)
+    except StopIteration:
+        return
+    except OSError as error:
+        log.debug("new connection: %s", error.strerror)

@@ -1,0 +1,46 @@
+"""extensions.filters.network.tcp_proxy.v3.TcpProxy of one filter chain: what its sessions share."""
+
+from __future__ import annotations
+
+import random
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from proxy.stats.groups import TcpProxyStats
+from proxy.tcp.session import TcpSession
+
+if TYPE_CHECKING:
+    from proxy.config import model
+    from proxy.context import Context
+    from proxy.listener.connection import Connection
+    from proxy.listener.listener import ActiveListener
+
+
+class TcpProxy:
+    """Connects each connection with a host of its cluster and moves bytes between them."""
+
+    def __init__(self, config: model.TcpProxy, listener: ActiveListener, context: Context) -> None:
+        self.config = config
+        self.context = context
+        self.now = context.loop.time
+        self.stats = context.registry.group(TcpProxyStats, f"tcp.{config.stat_prefix}")
+        self.loggers = tuple(context.log_files.logger(c) for c in config.access_logs)
+        self.buffer_limit = listener.config.per_connection_buffer_limit_bytes
+        self.sessions: set[TcpSession] = set()
+        self._names = [name for name, _ in config.weighted_clusters]
+        self._weights = list(accumulate(weight for _, weight in config.weighted_clusters))
+
+    def protocol(self, connection: Connection) -> TcpSession:
+        """The protocol of a new connection."""
+        return TcpSession(self, connection)
+
+    def cluster_name(self) -> str:
+        """The cluster for a new session; drawn by weight where there are several."""
+        if not self._names:
+            return self.config.cluster
+        return random.choices(self._names, cum_weights=self._weights)[0]
+
+    def settle(self) -> None:
+        """Bring the byte counters up to date: sessions count for themselves until someone looks."""
+        for session in self.sessions:
+            session.settle()
