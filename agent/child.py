@@ -54,8 +54,7 @@ class ExitStatus:
             name = signal.Signals(self.signal).name
         except ValueError:
             name = "unnamed signal"
-        hint = " (out of memory?)" if self.signal == signal.SIGKILL else ""
-        return f"was killed by {name} ({self.signal}){hint}"
+        return f"was killed by {name} ({self.signal})"
 
 
 class Child:

@@ -96,7 +96,9 @@ class Supervisor:
             return
         when = "" if self._readiness.was_ready else " before it was ready"
         when = " during the drain" if self._end.is_set() else when
-        raise ProxyDied(f"the proxy {status}{when}")
+        # Nobody in the pod sends it without a word, but the kernel does.
+        hint = " (out of memory?)" if status.signal == signal.SIGKILL else ""
+        raise ProxyDied(f"the proxy {status}{hint}{when}")
 
     def _on_signal(self, number: int) -> None:
         self._signals += 1

@@ -18,8 +18,14 @@ from demo import interrupts
 POLL = 0.02
 """Seconds between two looks at a condition."""
 
+TAIL = 30
+"""Lines of a process's output that an error quotes."""
+
 MARK = "PYSIDECAR_DEMO"
 """Variable in the environment of every process of a demo: its folder."""
+
+COMPLAINTS = ("Traceback", "[error]", "[critical]")
+"""What an agent or a proxy in good order never writes."""
 
 
 class DemoError(Exception):
@@ -86,6 +92,10 @@ class Process:
     def text(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
+    def tail(self) -> str:
+        """The last lines of its output."""
+        return "\n".join(self.text().splitlines()[-TAIL:])
+
     def wait_for_text(self, text: str, *, seconds: float = 15.0) -> None:
         """Raises DemoError with its output when it ends, or stays silent, before it says `text`."""
 
@@ -93,7 +103,7 @@ class Process:
             if text in self.text():
                 return True
             if self.popen.poll() is not None:
-                raise DemoError(f"{self.name} ended with status {self.popen.returncode}:\n{self.text()}")
+                raise DemoError(f"{self.name} ended with status {self.popen.returncode}:\n{self.tail()}")
             return False
 
         wait_until(said, seconds=seconds, what=f"{self.name} says {text!r}")
@@ -104,7 +114,7 @@ class Process:
         try:
             result: dict[str, Any] = json.loads("{" + line)
         except ValueError as error:
-            raise DemoError(f"{self.name} ended without a result:\n{self.text()}") from error
+            raise DemoError(f"{self.name} ended without a result:\n{self.tail()}") from error
         return result
 
     def close_stdin(self) -> None:

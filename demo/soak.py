@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo import interrupts
-from demo.processes import DemoError, Process, members
+from demo.processes import COMPLAINTS, DemoError, Process, members
 from demo.report import Report
 from demo.stage import LoopbackStage
 
@@ -25,7 +25,6 @@ SAMPLES = 10
 GROWTH = 1.10
 SLACK_KB = 4096
 SLACK_FILES = 16
-COMPLAINTS = ("Traceback", "[error]", "[critical]")
 
 
 @dataclass(frozen=True)

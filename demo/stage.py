@@ -123,7 +123,7 @@ class Stage:
         waiting = self.processes.start(f"wait{self._sidecars}", self.as_sidecar([*command, "--url", self.ready_url]))
         wait_until(lambda: any_ended(waiting, self.sidecar), seconds=30, what="pilot-agent wait")
         if waiting.popen.poll() != 0:
-            raise DemoError(f"the sidecar did not become ready:\n{waiting.text()}\nIts output:\n{self.sidecar.text()}")
+            raise DemoError(f"the sidecar did not become ready:\n{waiting.tail()}\nIts output:\n{self.sidecar.tail()}")
 
     def log_lines(self, wanted: Callable[[access_log.Line], bool], count: int = 1) -> list[access_log.Line]:
         """The access-log lines that satisfy `wanted`, once there are `count` (they are written in batches)."""

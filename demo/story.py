@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demo.access_log import Line
-from demo.processes import members, run
+from demo.processes import COMPLAINTS, members, run
 from demo.report import Report
 from demo.stage import IPTABLES, REVIEWS, SLOW, TERMINATION_DRAIN_SECONDS, PodStage, Stage, Target
 
@@ -176,6 +176,9 @@ class Story:
         self.report.expect(asked > 0, f"inbound clients were asked to go: {asked} answers said connection: close")
         gone = not members(sidecar.popen.pid)
         self.report.expect(status == 0 and gone, f"pilot-agent ended with status {status}, no process is left of it")
+        complaints = [line for line in sidecar.text().splitlines() if any(word in line for word in COMPLAINTS)]
+        self.report.lines(complaints[:20])
+        self.report.expect(not complaints, "no error in the sidecar's output")
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 

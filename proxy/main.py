@@ -16,6 +16,7 @@ from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
 from proxy.options import Options
+from proxy.overrides import with_command_line
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
 from proxy.stats.merge import merge
@@ -34,7 +35,7 @@ def run(options: Options) -> int:
     _log.info("initializing epoch 0 (base id=%d, hot restart version=disabled)", options.base_id)
     name = options.config_path or "--config-yaml"
     try:
-        loaded = load_bootstrap(options)
+        loaded = with_command_line(load_bootstrap(options), options)
     except ConfigErrors as errors:
         for error in errors.errors:
             _log.critical("error initializing configuration '%s': %s", name, error)

@@ -70,7 +70,7 @@ class Worker:
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
             "reopen_logs": lambda _: self._reopen_logs(),
-            "set_log_level": lambda setting: log.set_level(*setting),
+            "set_log_level": self._set_log_level,
             "quit": lambda _: self._loop.stop(),
         }
 
@@ -99,6 +99,11 @@ class Worker:
         # What exists now stays: configuration, listeners, clusters. The collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def _set_log_level(self, setting: tuple[str | None, str]) -> None:
+        component, level = setting
+        log.set_level(component, level)
+        _log.debug("log level of %s is %s", component or "all components", level)
 
     def _reopen_logs(self) -> None:
         self.data_plane.reopen_logs()

@@ -58,7 +58,7 @@ class Purpose:
 PURPOSES = {
     "demo": Purpose(commands={"curl": "curl"}, root_commands=CAPTURE),
     "lint": Purpose(frozenset({"lint"})),
-    "test": Purpose(frozenset({"lint", "test"}), {"curl": "curl"}, CAPTURE),
+    "test": Purpose(frozenset({"lint", "test"}), {"curl": "curl"}, {**CAPTURE, "nft": "nftables"}),
     "bench": Purpose(
         frozenset({"bench"}),
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
@@ -317,7 +317,7 @@ def same(one: Path, other: Path) -> bool:
 
 def link_shared(code: Path) -> None:
     """Tests look for recorded data beside the checkout; the copy gets a link to it."""
-    shared, link = ROOT.parent / "shared", code.parent / "shared"
+    shared, link = (ROOT.parent / "shared").resolve(), code.parent / "shared"
     if link.is_symlink() and Path(os.readlink(link)) != shared:
         link.unlink()
     if shared.is_dir() and not link.is_symlink():

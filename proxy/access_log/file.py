@@ -29,6 +29,9 @@ BACKLOG = 1024 * 1024
 EXIT_PATIENCE = 0.25
 """Seconds that ``close`` waits for the reader of a full pipe."""
 
+RETRY_INTERVAL = 0.02
+"""Seconds between looks at a full pipe that others write to as well."""
+
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 _log = log.get("file")
@@ -146,7 +149,7 @@ class LogFile:
     """One file. ``write`` is called for every line and does as little as it can."""
 
     __slots__ = ("_backlog", "_backlog_size", "_counted", "_fd", "_lines", "_owner", "_path", "_pipe", "_reported",
-                 "_size", "_threshold", "_torn", "_watching")
+                 "_retry", "_shared", "_size", "_threshold", "_torn", "_watching")
 
     def __init__(self, owner: LogFiles, path: str) -> None:
         self._owner = owner
@@ -158,10 +161,11 @@ class LogFile:
         self._backlog: deque[bytes] = deque()
         self._backlog_size = 0
         self._watching = False
+        self._retry: TimerHandle | None = None
         self._torn = False
         self._reported = False
         try:
-            self._fd, self._pipe = _open(path)
+            self._fd, self._pipe, self._shared = _open(path)
         except OSError as error:
             raise LogFileError(f"unable to open file '{path}': {error.strerror}") from None
 
@@ -200,14 +204,14 @@ class LogFile:
     def reopen(self) -> None:
         """Open the path anew, then write what waits to it."""
         try:
-            fd, pipe = _open(self._path)
+            fd, pipe, shared = _open(self._path)
         except OSError as error:
             self._owner.stats.reopen_failed += 1
             _log.error("unable to open file '%s': %s; still writing to the old one", self._path, error.strerror)
         else:
             self._unwatch()
             os.close(self._fd)
-            self._fd, self._pipe = fd, pipe
+            self._fd, self._pipe, self._shared = fd, pipe, shared
             self._torn = False
             if pipe is None and self._backlog:
                 self._lines[:0] = self._backlog
@@ -236,26 +240,22 @@ class LogFile:
 
     def _write_all(self, data: bytes) -> None:
         """One write; a short one (the disk is full) is continued once, then the rest is lost."""
-        if self._torn:
-            data = b"\n" + data
-        stats = self._owner.stats
-        try:
-            written = os.write(self._fd, data)
-            stats.write_completed += 1
-            self._torn = False
-            if written < len(data):
-                self._torn = not data[:written].endswith(b"\n")
-                data = data[written:]
-                written = os.write(self._fd, data)
-                stats.write_completed += 1
-                self._torn = not data[:written].endswith(b"\n")
-                if written < len(data):
-                    self._lost(data[written:].count(b"\n"), "the disk takes no more")
-                    return
-        except OSError as error:
-            self._lost(data.count(b"\n"), str(error.strerror))
-        else:
-            self._recovered()
+        rest = b"\n" + data if self._torn else data
+        why = "the disk takes no more"
+        for _ in range(2):
+            try:
+                written = os.write(self._fd, rest)
+            except OSError as error:
+                why = str(error.strerror)
+                break
+            self._owner.stats.write_completed += 1
+            # The next batch ends a line that was cut here, so that it does not swallow the first one.
+            self._torn = 0 < written < len(rest) and rest[written - 1:written] != b"\n"
+            rest = rest[written:]
+            if not rest:
+                self._recovered()
+                return
+        self._lost(min(data.count(b"\n"), rest.count(b"\n")), why)
 
     # --- pipes, sockets, terminals --------------------------------------------------------------------------------
 
@@ -311,13 +311,21 @@ class LogFile:
             self._recovered()
 
     def _watch(self) -> None:
-        if not self._watching:
-            self._owner.loop.add_writer(self._fd, self._drain)
-            self._watching = True
+        loop = self._owner.loop
+        if self._shared:
+            # add_writer makes a descriptor non-blocking (uvloop), for everyone who has it.
+            self._retry = loop.call_later(RETRY_INTERVAL, self._drain)
+        elif not self._watching:
+            loop.add_writer(self._fd, self._drain)
+        self._watching = True
 
     def _unwatch(self) -> None:
         if self._watching:
-            self._owner.loop.remove_writer(self._fd)
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+            else:
+                self._owner.loop.remove_writer(self._fd)
             self._watching = False
 
     # --- losses -------------------------------------------------------------------------------------------------
@@ -334,11 +342,15 @@ class LogFile:
             _log.info("access log '%s': writing again", self._path)
 
 
-def _open(path: str) -> tuple[int, Callable[[bytes], int] | None]:
-    """A descriptor, and for everything but a regular file the function that writes to it without waiting."""
+def _open(path: str) -> tuple[int, Callable[[bytes], int] | None, bool]:
+    """A descriptor, for everything but a regular file the function that writes to it without waiting, and sharing.
+
+    Shared is what other processes have as well: its flags are not ours to change.
+    """
     stream = _STREAMS.get(path)
+    shared = False
     if stream is not None:
-        fd = _standard_stream(path, stream)
+        fd, shared = _standard_stream(path, stream)
     else:
         try:
             is_fifo = stat.S_ISFIFO(os.stat(path).st_mode)
@@ -349,15 +361,15 @@ def _open(path: str) -> tuple[int, Callable[[bytes], int] | None]:
         fd = os.open(path, access | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return fd, None
+        return fd, None, shared
     if stat.S_ISSOCK(mode):
-        return fd, lambda data: _send(fd, data)
+        return fd, lambda data: _send(fd, data), shared
     if os.get_blocking(fd):
-        return fd, lambda data: _write_if_ready(fd, data)
-    return fd, lambda data: os.write(fd, data)
+        return fd, lambda data: _write_if_ready(fd, data), shared
+    return fd, lambda data: os.write(fd, data), shared
 
 
-def _standard_stream(path: str, stream: int) -> int:
+def _standard_stream(path: str, stream: int) -> tuple[int, bool]:
     """stdout or stderr. A pipe is opened anew, because O_NONBLOCK belongs to everyone who shares a descriptor.
 
     Anything else is duplicated: a second position in one regular file would overwrite what the first has written, and
@@ -365,10 +377,10 @@ def _standard_stream(path: str, stream: int) -> int:
     """
     if stat.S_ISFIFO(os.fstat(stream).st_mode):
         try:
-            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), False
         except OSError:
             pass  # another user's pipe: share the descriptor
-    return os.dup(stream)
+    return os.dup(stream), True
 
 
 def _send(fd: int, data: bytes) -> int:

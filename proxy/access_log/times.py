@@ -83,7 +83,8 @@ _PLAIN: dict[str, _Piece] = {
     "f": _fraction("9", False),
     "s": lambda t, second, nanosecond: str(second),
     "z": _zone("", False),
-    "Z": lambda t, second, nanosecond: t.tm_zone,
+    # The C library calls it GMT.
+    "Z": lambda t, second, nanosecond: "UTC" if t.tm_zone == "GMT" else t.tm_zone,
     "%": lambda t, second, nanosecond: "%",
 }
 

@@ -66,7 +66,7 @@ class Server(Protocol):
         """Histograms of all workers as of the last flush."""
 
     async def snapshot(self) -> Snapshot:
-        """Counters, gauges and levels of all workers added up, without histograms; the caller's own copy."""
+        """Statistics of all workers added up, without histograms; the caller's own copy."""
 
     async def clusters(self) -> list[dict[str, Any]]:
         """The status of every cluster, added up over the workers."""

@@ -48,7 +48,8 @@ class Console:
         snapshot = await self.server.snapshot()
         own = self._own(server_stats.connections(snapshot))
         base = self._reset_at
-        snapshot.counters.update({name: value - base.get(name, 0) for name, value in own.counters.items()})
+        snapshot.counters.update({name: value - base.get(name, 0)
+                                  for source in (own.counters, snapshot.shared) for name, value in source.items()})
         snapshot.gauges.update(own.gauges)
         snapshot.levels.update(own.levels)
         self._used.note(snapshot)
@@ -62,9 +63,9 @@ class Console:
 
     async def reset_counters(self) -> None:
         """Set every counter to 0. What was written before stays used."""
-        await self.statistics()
+        before = await self.statistics()
         await self.server.reset_counters()
-        self._reset_at = self._own(0).counters
+        self._reset_at = {**self._own(0).counters, **before.snapshot.shared}
 
     def flush(self) -> None:
         """End a flush interval of the admin interface's own histograms."""
@@ -121,7 +122,7 @@ class Console:
             version=int(version.BUILD[:6], 16),
             restart_epoch=options.restart_epoch,
             memory=self.memory(),
-            unknown_fields=len(server.loaded.warnings),
+            unknown_fields=sum(": unknown field " in warning for warning in server.loaded.warnings),
             worker_restarts=server.worker_restarts,
             workers_started=server.workers_started,
             connections=connections,

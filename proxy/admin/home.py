@@ -17,7 +17,8 @@ section { border-top: 1px solid var(--line); padding: .55rem 0; display: grid;
   grid-template-columns: 13rem 1fr; gap: .2rem 1.2rem; align-items: start; }
 a, button { color: var(--accent); font: inherit; font-family: ui-monospace, monospace; background: none; border: 0;
   padding: 0; cursor: pointer; text-decoration: underline; text-align: left; }
-button.post { color: var(--danger); border: 1px solid; border-radius: .3rem; padding: 0 .5rem; text-decoration: none; }
+button.post { color: var(--danger); border: 1px solid; border-radius: .3rem; padding: 0 .5rem; text-decoration: none;
+  justify-self: start; }
 .what { grid-column: 2; }
 form { display: contents; }
 fieldset { grid-column: 2; border: 0; margin: .2rem 0 0; padding: 0; display: grid;
@@ -26,7 +27,8 @@ fieldset label { color: var(--dim); font-size: .9em; }
 fieldset code { color: CanvasText; margin-right: .4rem; }
 input[type=text], select { font: inherit; width: 12rem; box-sizing: border-box; }
 input[type=checkbox] { justify-self: end; }
-@media (max-width: 40rem) { section, fieldset { grid-template-columns: 1fr; } .what, fieldset { grid-column: 1; } }
+@media (max-width: 40rem) { section, fieldset { grid-template-columns: 1fr; } .what, fieldset { grid-column: 1; }
+  input[type=checkbox] { justify-self: start; } fieldset label { margin-bottom: .4rem; } }
 """
 
 
@@ -36,7 +38,7 @@ def page(commands: Iterable[Command], state: str, node: str) -> str:
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Proxy admin</title>\n'
             f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n'
-            f"<header><h1>Proxy admin</h1><p>{escape(about)}</p></header>\n"
+            f"<header><h1>Proxy admin</h1><p>{escape(about)}<br>Commands in a frame change something.</p></header>\n"
             f"{''.join(map(_section, commands))}</body>\n</html>\n")
 
 

@@ -37,14 +37,13 @@ class AdminHttpStats(HttpStats):
     """``http.admin``: a connection manager without a router."""
 
     __slots__ = ()
-    _ROUTER = ("no_route", "no_cluster", "rq_total", "rq_redirect", "rq_direct_response",
-               "rq_reset_after_downstream_response_started")
 
     def collect(self, out: Snapshot, flush: bool) -> None:
         """All but the router's share."""
         super().collect(out, flush)
-        for name in self._ROUTER:
-            del out.counters[f"{self.prefix}.{name}"]
+        routers = (f"{self.prefix}.no_", f"{self.prefix}.rq_")
+        for name in [name for name in out.counters if name.startswith(routers)]:
+            del out.counters[name]
 
 
 class AdminServer:
@@ -87,7 +86,7 @@ class AdminServer:
         except BaseException:
             sock.close()
             raise
-        self._own_address = own_address() if self._loggers else ""
+        self._own_address = own_address(self._server.options.local_address_ip_version) if self._loggers else ""
         self._schedule_flush()
         return self._address
 
@@ -223,7 +222,8 @@ class AdminServer:
         """What the access log may ask. The client's address stands in x-forwarded-for, as for any edge listener."""
         info = StreamInfo()
         for name in StreamInfo.__slots__:
-            setattr(info, name, None)
+            if name != "__dict__":
+                setattr(info, name, None)
         headers = exchange.header_fields()
         peer = connection.peer
         loopback = bool(peer) and ipaddress.ip_address(peer.partition("%")[0]).is_loopback

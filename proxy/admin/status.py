@@ -11,13 +11,14 @@ from proxy.admin.messages import Request, Response, as_json, bad_request
 from proxy.config.model import Listener, SocketAddress
 
 Status = Mapping[str, Any]
-"""One cluster: name, observability_name, added_via_api, circuit_breakers, hosts (each with its stats)."""
+"""One cluster: name, observability_name, thresholds (of the default and the high priority), hosts with their stats."""
 
 _LIMITS = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
 _COUNTERS = ("cx_connect_fail", "cx_total", "rq_error", "rq_success", "rq_timeout", "rq_total")
 _GAUGES = ("cx_active", "rq_active", "rq_pending_active")
-NO_SUCCESS_RATE = -1
-"""What Envoy shows for a success rate that outlier detection has not computed."""
+_NOT_CONFIGURABLE = (("canary", "false"), ("priority", "0"), ("success_rate", "-1"),
+                     ("local_origin_success_rate", "-1"))
+"""Every host is healthy, of priority 0, no canary and not rated: configuration that would change it is refused."""
 
 
 async def handle_clusters(console: Console, request: Request) -> Response:
@@ -38,25 +39,17 @@ def clusters_text(statuses: Iterable[Status]) -> str:
     for status in statuses:
         name = status["name"]
         lines.append(f"{name}::observability_name::{status['observability_name']}")
-        for priority in ("default", "high"):
-            limits = status["circuit_breakers"][priority]
+        for priority, limits in zip(("default", "high"), status["thresholds"], strict=True):
             lines += [f"{name}::{priority}_priority::{limit}::{limits[limit]}" for limit in _LIMITS]
-        lines.append(f"{name}::added_via_api::{_boolean(status['added_via_api'])}")
+        lines.append(f"{name}::added_via_api::false")
         for host in status["hosts"]:
             prefix = f"{name}::{host['address']}"
             stats = host["stats"]
             lines += [f"{prefix}::{stat}::{stats[stat]}" for stat in sorted(_COUNTERS + _GAUGES)]
-            lines += [f"{prefix}::{key}::{host[key]}"
-                      for key in ("hostname", "health_flags", "weight", "region", "zone", "sub_zone")]
-            lines.append(f"{prefix}::canary::{_boolean(host['canary'])}")
-            lines.append(f"{prefix}::priority::{host['priority']}")
-            lines.append(f"{prefix}::success_rate::{NO_SUCCESS_RATE}")
-            lines.append(f"{prefix}::local_origin_success_rate::{NO_SUCCESS_RATE}")
+            lines += [f"{prefix}::hostname::{host['hostname']}", f"{prefix}::health_flags::healthy"]
+            lines += [f"{prefix}::{key}::{host[key]}" for key in ("weight", "region", "zone", "sub_zone")]
+            lines += [f"{prefix}::{key}::{value}" for key, value in _NOT_CONFIGURABLE]
     return "".join(line + "\n" for line in lines)
-
-
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def clusters_document(statuses: Iterable[Status]) -> dict[str, Any]:
@@ -66,11 +59,9 @@ def clusters_document(statuses: Iterable[Status]) -> dict[str, Any]:
 
 def _cluster(status: Status) -> dict[str, Any]:
     document: dict[str, Any] = {"name": status["name"]}
-    if status["added_via_api"]:
-        document["added_via_api"] = True
     if status["hosts"]:
         document["host_statuses"] = [_host(host) for host in status["hosts"]]
-    default, high = status["circuit_breakers"]["default"], status["circuit_breakers"]["high"]
+    default, high = status["thresholds"]
     document["circuit_breakers"] = {"thresholds": [{limit: default[limit] for limit in _LIMITS},
                                                    {"priority": "HIGH", **{limit: high[limit] for limit in _LIMITS}}]}
     document["observability_name"] = status["observability_name"]
@@ -89,8 +80,6 @@ def _host(host: Status) -> dict[str, Any]:
     if host["hostname"]:
         document["hostname"] = host["hostname"]
     document["locality"] = {key: host[key] for key in ("region", "zone", "sub_zone") if host[key]}
-    if host["priority"]:
-        document["priority"] = host["priority"]
     return document
 
 

@@ -19,7 +19,7 @@ from proxy.config.http_options import (
 )
 from proxy.config.listener import transport_socket
 from proxy.config.model import Cluster, SocketAddress, TcpKeepalive, Thresholds
-from proxy.config.reader import Reader, Skip, ignore
+from proxy.config.reader import Reader, ignore
 
 HTTP_OPTIONS_KEY = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _OLD_OPTIONS = ("max_requests_per_connection", "common_http_protocol_options", "http_protocol_options",
@@ -49,8 +49,12 @@ def bind_config(reader: Reader) -> tuple[SocketAddress, ...]:
         reader.error("additional_source_addresses", "Can't specify both `extra_source_addresses` and "
                                                     "`additional_source_addresses` in the cluster's bind config")
     if (extra or old) and first is None:
-        reader.error("source_address", "is required when there are additional source addresses")
-    return (*(() if first is None else (first,)), *extra, *old)
+        reader.error("source_address", "Extra/additional addresses cannot be specified if source_address is not set.")
+    sources = (*(() if first is None else (first,)), *extra, *old)
+    if len({":" in source.host for source in sources}) < len(sources):
+        reader.error("", "Only two different IP version source addresses can be supported in BindConfig's "
+                         "source_address and extra_source_addresses/additional_source_addresses fields")
+    return sources
 
 
 def _thresholds(reader: Reader) -> tuple[str, Thresholds]:
@@ -142,8 +146,6 @@ def _discovery(name: str, reader: Reader) -> tuple[str, str]:
 def cluster(default_sources: tuple[SocketAddress, ...], reader: Reader) -> Cluster:
     """config.cluster.v3.Cluster; ``default_sources`` are the cluster manager's upstream_bind_config."""
     name = reader.string("name")
-    if not name:
-        raise Skip
     kind, policy = _discovery(name, reader)
     options = _http_options(reader)
     common = options.common
@@ -194,6 +196,6 @@ def check_clusters(reader: Reader, field: str, clusters: tuple[Cluster, ...]) ->
     """Note an error for every name that several clusters have."""
     seen: set[str] = set()
     for one in clusters:
-        if one.name in seen:
+        if one.name and one.name in seen:
             reader.error(field, f"cluster manager: duplicate cluster {one.name!r}")
         seen.add(one.name)

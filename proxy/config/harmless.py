@@ -71,9 +71,11 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "default_socket_interface": When(
             lambda value: value == "envoy.extensions.network.socket_interface.default_socket_interface", _DEFAULT),
     },
-    f"{_C}.core.v3.Node": dict.fromkeys(
-        ("metadata", "dynamic_parameters", "locality", "user_agent_name", "user_agent_version",
-         "user_agent_build_version", "extensions", "client_features", "listening_addresses"), _XDS),
+    f"{_C}.core.v3.Node": {
+        **dict.fromkeys(("metadata", "dynamic_parameters", "user_agent_name", "user_agent_version",
+                         "user_agent_build_version", "extensions", "client_features", "listening_addresses"), _XDS),
+        "locality": When(lambda value: not value.zone, f"without a zone {_XDS}"),
+    },
     f"{_C}.bootstrap.v3.RuntimeLayer": {"name": "a label that has to be unique"},
     f"{_C}.bootstrap.v3.Admin": {
         "profile_path": "where a profiler writes that does not exist here",
@@ -264,6 +266,9 @@ _NO_HASH = f"{_LATER}: hash load balancing comes later"
 WHY_NOT: dict[str, dict[str, str]] = {
     f"{_C}.bootstrap.v3.Bootstrap.StaticResources": {"secrets": _NO_TLS},
     f"{_C}.bootstrap.v3.Bootstrap.DynamicResources": dict.fromkeys(("lds_config", "cds_config", "ads_config"), _NO_XDS),
+    f"{_C}.core.v3.Node": {
+        "locality": "statistics by zone (cluster.NAME.zone.FROM.TO) are not supported yet; give no zone",
+    },
     f"{_C}.bootstrap.v3.Bootstrap": {"hds_config": _NO_XDS, "stats_sinks": _NO_GRPC},
     f"{_C}.listener.v3.Listener": {
         "enable_reuse_port": "false is not supported: every worker has its own listening socket",

@@ -140,7 +140,7 @@ def listener(reader: Reader) -> Listener:
         stat_prefix=reader.string("stat_prefix"),
         tcp_backlog_size=reader.limit("tcp_backlog_size"),
         modify_only_drain=reader.enum("drain_type") == "MODIFY_ONLY",
-        max_connections_to_accept_per_socket_event=reader.integer("max_connections_to_accept_per_socket_event", 1),
+        max_connections_to_accept_per_socket_event=reader.integer("max_connections_to_accept_per_socket_event"),
     )
     _check_chains(reader, result)
     return result

@@ -25,8 +25,6 @@ LISTENER_FILTERS: Registry[bool] = Registry(
 def _port_range(reader: Reader) -> PortPredicate:
     """type.v3.Int32Range over the destination port; the end does not belong to it."""
     start, end = reader.integer("start"), reader.integer("end")
-    if end < start:
-        reader.error("end", f"destination_port_range is invalid: {end} is less than {start}")
     return lambda port: start <= port < end
 
 

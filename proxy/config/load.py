@@ -17,7 +17,7 @@ from proxy.config.bootstrap import bootstrap
 from proxy.config.document import as_object, parse_json, parse_yaml
 from proxy.config.errors import ConfigError, ConfigErrors
 from proxy.config.reader import Scope, compile_message
-from proxy.config.schema import Checker, Invalid, import_types
+from proxy.config.schema import PARSE_ERRORS, Checker, Invalid, import_types
 
 
 class Options(Protocol):
@@ -54,8 +54,11 @@ def load_bootstrap(options: Options) -> Loaded:
     if options.config_path:
         message.MergeFrom(_read_file(options.config_path, checker))
     if options.config_yaml:
-        document = as_object(parse_yaml(options.config_yaml), "--config-yaml")
-        message.MergeFrom(_parse(document, checker))
+        try:
+            document = as_object(parse_yaml(options.config_yaml), "the text")
+        except ConfigErrors as unread:
+            raise ConfigErrors([ConfigError("", f"--config-yaml: {error}") for error in unread.errors]) from None
+        message.MergeFrom(parse_document(document, checker))
     return compile_bootstrap(message, checker)
 
 
@@ -99,24 +102,18 @@ def _read_file(path: str, checker: Checker) -> Any:
     if suffix == ".pb_text":
         return _parse_text(text, path)
     value = parse_yaml(text) if suffix in (".yaml", ".yml") else parse_json(text)
-    return _parse(as_object(value, path), checker)
+    return parse_document(as_object(value, path), checker)
 
 
-def _parse(document: dict[str, Any], checker: Checker) -> Any:
+def parse_document(document: dict[str, Any], checker: Checker) -> Any:
+    """The bootstrap message of a parsed document; what is wrong with it is left out and goes to ``checker``."""
     import_types(document)
     try:
-        return json_format.ParseDict(document, BootstrapMessage())
-    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
-        first = error
-    before = len(checker.errors) + len(checker.warnings)
-    try:
         cleaned = checker.message(document, BootstrapMessage.DESCRIPTOR, "")
-        message = json_format.ParseDict(cleaned, BootstrapMessage())
-    except (Invalid, json_format.ParseError, ValueError, TypeError, AttributeError):
-        message = None
-    if message is None or len(checker.errors) + len(checker.warnings) == before:
-        checker.errors.append(ConfigError("", f"cannot be parsed: {first}"))
-    return message if message is not None else BootstrapMessage()
+        return json_format.ParseDict(cleaned, BootstrapMessage())
+    except (Invalid, *PARSE_ERRORS) as error:
+        checker.errors.append(ConfigError("", f"cannot be parsed: {error}"))
+        return BootstrapMessage()
 
 
 def _parse_binary(data: bytes, path: str, checker: Checker) -> Any:

@@ -404,7 +404,8 @@ class Listener:
     stat_prefix: str = ""
     tcp_backlog_size: int | None = None
     modify_only_drain: bool = False
-    max_connections_to_accept_per_socket_event: int = 1
+    max_connections_to_accept_per_socket_event: int = 0
+    """0: not set."""
 
 
 # --- clusters ----------------------------------------------------------------------------------------------------

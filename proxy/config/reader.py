@@ -23,7 +23,7 @@ from proxy.config.rules import one_of_required, plan_of, violations
 
 T = TypeVar("T")
 
-MAX_DURATION_S = 9223372036
+MAX_DURATION_S = 9223372035
 """Envoy keeps durations as nanoseconds in 64 bits."""
 
 _UNSET = object()

@@ -11,18 +11,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import re2  # type: ignore[import-untyped]
+from functools import cache
+from typing import Any
 
 MAX_PROGRAM_SIZE = 100
 """Default of the runtime key re2.max_program_size.error_level."""
 _MAX_FIXED_LENGTH = 256
 """Characters after a repetition that may have to be given back: they bound the work for each character."""
 
-_OPTIONS = re2.Options()
-_OPTIONS.log_errors = False
-# Like Envoy: a pattern is bytes and matches bytes, so ``.`` is half of a two-byte character (re2_use_latin1_mode).
-_OPTIONS.encoding = re2.Options.Encoding.LATIN1
+
+@cache
+def _engine() -> tuple[Any, Any]:
+    """The module re2 and the options of every pattern. Imported by the first regular expression of a configuration."""
+    import re2  # type: ignore[import-untyped]
+
+    options = re2.Options()
+    options.log_errors = False
+    # Like Envoy: a pattern is bytes and matches bytes, so ``.`` is half of a two-byte character (re2_use_latin1_mode).
+    options.encoding = re2.Options.Encoding.LATIN1
+    return re2, options
 
 
 class RegexError(ValueError):
@@ -40,8 +47,9 @@ class SafeRegex:
     def __init__(self, text: str, max_program_size: int = MAX_PROGRAM_SIZE) -> None:
         """Raises RegexError for a pattern with bad syntax or a program of more than ``max_program_size``."""
         self.text = text
+        re2, options = _engine()
         try:
-            self._re2 = re2.compile(text.encode(), _OPTIONS)
+            self._re2 = re2.compile(text.encode(), options)
         except re2.error as error:
             reason = error.args[0]
             raise RegexError(reason.decode() if isinstance(reason, bytes) else str(reason)) from None

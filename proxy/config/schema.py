@@ -1,7 +1,7 @@
 """Checks a parsed document against the message types, so that everything wrong with it is found at once.
 
-json_format stops at the first error. It runs first, because most documents are right; one that it refuses is walked
-here. What is wrong is reported and left out, so that the rest can still be compiled and checked.
+json_format stops at the first error, and takes some values for others (``[]`` for a message, ``true`` for an enum).
+What is wrong is reported with its path and left out, so that the rest can still be parsed, compiled and checked.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MAX_DEPTH = 100
 """json_format's own limit."""
 
 _DURATION = re.compile(r"-?\d{1,12}(?:\.\d{1,9})?s", re.ASCII)
+_DECIMAL = re.compile(r"[-+]?\d{1,20}(?:\.\d{1,20})?(?:[eE][-+]?\d{1,2})?", re.ASCII)
 _MAX_DURATION_S = 315_576_000_000
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -35,6 +36,10 @@ _RANGES = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+
+
+PARSE_ERRORS = (json_format.ParseError, ValueError, TypeError, AttributeError, KeyError)
+"""What json_format raises for documents that do not fit."""
 
 
 class Invalid(Exception):
@@ -214,7 +219,9 @@ def _shown(value: Any) -> str:
 def _try(parse: Callable[[], object]) -> None:
     try:
         parse()
-    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
+    except KeyError as error:  # json_format looks for the "value" of a packed Duration or Struct
+        raise Invalid(f"{error} is missing") from None
+    except PARSE_ERRORS as error:
         raise Invalid(str(error)) from None
 
 
@@ -253,11 +260,13 @@ def _integer(value: Any, low: int, high: int) -> Any:
         number = value
     elif isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,20}", value, re.ASCII):
         number = int(value)
+    elif isinstance(value, str) and _DECIMAL.fullmatch(value) and float(value).is_integer():
+        number = int(float(value))  # YAML's 1000.0 and 1e3 come as strings
     if number is None:
         raise Invalid(f"{_shown(value)} is not an integer")
     if not low <= number <= high:
         raise Invalid(f"{number} is out of range: {low} to {high}")
-    return value
+    return number
 
 
 def _number(value: Any) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     """Owned by its pool while idle, by one stream while it is busy. Calls the stream's ``upstream_*`` methods."""
 
-    __slots__ = ("_closed_by_us", "_cluster", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at", "_pool", "_request_sent", "_reusable", "_stats",
+    __slots__ = ("_closed_by_us", "_cluster", "_cut", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at", "_pool", "_request_sent", "_reusable", "_stats",
                  "_until", "deadline", "head", "local_address", "served", "stream", "transport")
 
     transport: asyncio.Transport
@@ -29,6 +29,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     def __init__(self, pool: Pool, cluster: Cluster, host: Host) -> None:
         config = cluster.config
         super().__init__(config.max_response_headers_kb * 1024, config.max_response_headers_count)
+        self.keep_trailers = config.http1.enable_trailers
         self._pool = pool
         self._cluster = cluster
         self._host = host
@@ -41,6 +42,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self._request_sent = False
         self._reusable = False
         self._closed_by_us = False
+        self._cut = False
+        """We closed it in the middle of a request."""
         self._lost = False
         self.deadline = NEVER
         self.stream: Stream | None = None
@@ -96,8 +99,6 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             self.keep_alive = False
             self.on_end(None)
             stream.conn.flush()
-        elif self._state == self.RAW:
-            stream.upstream_eof()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,7 +107,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         stream = self.stream
         now = self._now()
         connection_closed(self._cluster, self._host, self._opened_at, now, local=self._closed_by_us,
-                          active_rq=stream is not None)
+                          active_rq=stream is not None or self._cut)
         self._pool.connection_lost(self)
         if stream is None:
             return
@@ -114,8 +115,10 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             self.on_end(None)
         else:
             self._detach()
-            # A message cut short by a FIN is broken; a RST, or a FIN before the first byte, is a lost connection.
-            cut = exc is None and not stream.is_tunnel and (self._state != self.HEAD or self.has_partial)
+            # A message cut short is broken; an end before its first byte is a lost connection.
+            cut = not stream.is_tunnel and (self._state != self.HEAD or self.has_partial)
+            if cut:
+                self._stats.upstream_cx_protocol_error += 1
             stream.upstream_reset(reset.PROTOCOL_ERROR if cut else reset.CONNECTION_TERMINATION, self.served > 1)
         stream.conn.flush()
 
@@ -181,17 +184,16 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         """The stream gives the request up: the connection cannot be used again (RFC 9112 section 9.6)."""
         if self.stream is not None:
             self._detach()
-            self.close(abort=True)
+            self._cut = True
+            self.close()
 
-    def close(self, *, abort: bool = False) -> None:
+    def close(self) -> None:
         """Close from our side."""
         self._closed_by_us = True
         self._pool.forget_idle(self)
         self.ignore()
-        if abort:
-            self.transport.abort()
-        else:
-            self.transport.close()
+        # What is still unsent is of no use to anybody: abort does not wait for it, and sends FIN all the same.
+        self.transport.abort()
 
     def pause_reading(self) -> None:
         """Stop reading the response: the client is slow."""
@@ -232,7 +234,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     def on_interim(self, status: int, headers: Headers) -> None:
         stream = self.stream
-        if stream is not None:
+        if stream is not None and not stream.interim:
+            stream.interim = True
             codes = self._stats.codes
             codes[status] = codes.get(status, 0) + 1
             stream.upstream_interim(status, headers)
@@ -259,7 +262,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self._stats.upstream_cx_protocol_error += 1
         if stream is not None:
             self._detach()
-            self.close(abort=True)
+            self._cut = True
+            self.close()
             stream.upstream_reset(reset.PROTOCOL_ERROR, self.served > 1)
 
     def _detach(self) -> None:
@@ -283,8 +287,12 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     def _retire(self, limit: int) -> None:
         """The connection has served its last request."""
+        if self.until_close:
+            return  # the peer has closed, or is about to
         if limit and self.served >= limit:
             self._stats.upstream_cx_max_requests += 1
+        if not self._request_sent:
+            self._cut = True
         if not self.keep_alive and not self._lost:
             self._stats.upstream_cx_close_notify += 1
         if not self._lost:

@@ -53,7 +53,7 @@ def parse_field(line: bytes) -> Field:
         raise HeadError(b"http.invalid_authority")
     if match is None:
         named = _FIELD_ANY_VALUE.fullmatch(line)
-        raise HeadError(CODEC_ERROR if named is None else b"http1.invalid_characters")
+        raise HeadError(CODEC_ERROR if named is None and b"\0" not in line else b"http1.invalid_characters")
     name = match[1].lower()
     value = match[2]
     made = (name, value, b"%b: %b\r\n" % (name, value))
@@ -81,7 +81,10 @@ class Http1Codec:
     HEAD, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, RAW, HELD, IGNORE = range(9)
     MAX_HELD: ClassVar[int] = 65536
 
-    __slots__ = ("_left", "_rest", "_scanned", "_state", "_trailer_bytes", "_trailers", "max_fields", "max_head")
+    __slots__ = ("_left", "_pieces", "_rest", "_scanned", "_state", "_trailer_bytes", "_trailers", "keep_trailers",
+                 "max_fields", "max_head")
+    EMPTY_LINES_FIRST: ClassVar[bool] = True
+    """Empty lines before a start line are ignored (RFC 9112 section 2.2)."""
 
     def __init__(self, max_head: int, max_fields: int) -> None:
         self.max_head = max_head
@@ -91,6 +94,10 @@ class Http1Codec:
         self._rest = b""
         self._scanned = 0
         self._left = 0
+        self._pieces: list[bytes] = []
+        """Chunk data of the current read: passed on as one piece."""
+        self.keep_trailers = False
+        """Trailer fields go to on_end; otherwise they are checked and dropped."""
         self._trailers: list[Field] = []
         self._trailer_bytes = 0
 
@@ -168,17 +175,25 @@ class Http1Codec:
         try:
             while data:
                 data = steps[self._state](self, data)
+            if self._pieces:
+                self._emit()
         except HeadError as error:
+            self._pieces.clear()
             self.ignore()
             self.on_error(error)
+
+    def _emit(self) -> None:
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self.on_data(data)
 
     # Steps: take what they can and return what is left, or keep it in _rest and return nothing.
 
     def _step_head(self, data: bytes) -> bytes:
         end = data.find(b"\r\n\r\n", self._scanned)
         if end < 0:
-            if data[0] in b"\r\n":
-                # RFC 9112 section 2.2: empty lines before the start line are ignored.
+            if data[0] in b"\r\n" and self.EMPTY_LINES_FIRST:
                 stripped = data.lstrip(b"\r\n")
                 if stripped:
                     return stripped
@@ -194,7 +209,7 @@ class Http1Codec:
         if end > self.max_head:
             raise HeadError(b"http1.headers_too_large", 431)
         lines = data[:end].split(b"\r\n")
-        if not lines[0]:
+        if not lines[0] and self.EMPTY_LINES_FIRST:
             return data.lstrip(b"\r\n")
         self._start(lines)
         return data[end + 4:]
@@ -234,6 +249,8 @@ class Http1Codec:
             self._trailers = []
             self._trailer_bytes = 0
             self._state = self.TRAILERS
+            if self._pieces:
+                self._emit()
         return data[end + 1:]
 
     def _step_chunk_data(self, data: bytes) -> bytes:
@@ -241,10 +258,10 @@ class Http1Codec:
         left = self._left
         if size < left:
             self._left = left - size
-            self.on_data(data)
+            self._pieces.append(data)
             return b""
         self._state = self.CHUNK_END
-        self.on_data(data[:left])
+        self._pieces.append(data[:left])
         return data[left:]
 
     def _step_chunk_end(self, data: bytes) -> bytes:
@@ -269,9 +286,11 @@ class Http1Codec:
             self._trailer_bytes += end
             if self._trailer_bytes > self.max_head:
                 raise HeadError(b"http1.headers_too_large", 431)
-            if len(self._trailers) >= self.max_fields:
-                raise HeadError(b"http1.too_many_headers", 431)
-            self._trailers.append(parse_field(data[:end]))
+            parsed = parse_field(data[:end])
+            if self.keep_trailers:
+                if len(self._trailers) >= self.max_fields:
+                    raise HeadError(b"http1.too_many_headers", 431)
+                self._trailers.append(parsed)
             return data[end + 2:]
         self._state = self.HELD
         self.on_end(self._trailers)
@@ -302,8 +321,25 @@ def parse_fields(lines: list[bytes], max_fields: int) -> Headers:
     fields = [memo(line) or parse_field(line) for line in lines]
     index = {f[0]: f for f in fields}
     if len(index) != len(fields):
-        return Headers(fields)
+        return _joined(fields)
     return Headers(fields, index)
+
+
+SINGLE = frozenset((
+    b"user-agent", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id", b"content-type", b"via",
+    b"expect", b"upgrade", b"te", b"keep-alive", b"proxy-connection", b"grpc-timeout", b"server", b"date", b"location",
+    b"x-envoy-upstream-service-time",
+))
+"""Headers that Envoy keeps as one: values of further fields are joined to the first with a comma."""
+
+
+def _joined(fields: list[Field]) -> Headers:
+    headers = Headers(fields)
+    for name in SINGLE.intersection(headers.index):
+        values = headers.get_all(name)
+        if len(values) > 1:
+            headers.set(name, b",".join(values))
+    return headers
 
 
 def bare_line_feed(data: bytes) -> bool:

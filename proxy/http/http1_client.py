@@ -12,8 +12,8 @@ from proxy.http.http1_server import STATUS_LINES as SERVER_STATUS_LINES
 if TYPE_CHECKING:
     from proxy.http.headers import Headers
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_START = b"HTTP/1."
+_STATUS_LINE = re.compile(rb"HTTP/([0-9]\.[0-9]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_START = b"HTTP/"
 
 
 class Http1ClientCodec(Http1Codec):
@@ -21,6 +21,8 @@ class Http1ClientCodec(Http1Codec):
 
     Interim responses (RFC 9110 section 15.2) come through ``on_interim``; after 101 everything is on_data.
     """
+
+    EMPTY_LINES_FIRST = False
 
     __slots__ = ("_head_request", "_upgrade", "keep_alive", "until_close")
 
@@ -50,7 +52,7 @@ class Http1ClientCodec(Http1Codec):
         raise NotImplementedError
 
     def _check_start_line(self, partial: bytes) -> None:
-        if partial[:7] != _START[: len(partial)] or bare_line_feed(partial):
+        if partial[:5] != _START[: len(partial)] or bare_line_feed(partial):
             raise HeadError(CODEC_ERROR)
 
     def _start(self, lines: list[bytes]) -> None:
@@ -122,7 +124,7 @@ def _judge_status_line(line: bytes) -> tuple[int, bool]:
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise HeadError(CODEC_ERROR)
-    return int(match[2]), match[1] == b"1"
+    return int(match[2]), match[1] not in (b"1.0", b"0.9")
 
 
 STATUS_LINES = {line[:-2]: (status, True) for status, line in SERVER_STATUS_LINES.items()}

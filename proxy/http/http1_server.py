@@ -66,6 +66,8 @@ class Http1ServerCodec(Http1Codec):
 
     def _request_line(self, line: bytes) -> tuple[bytes, bytes, bool]:
         parts = line.split(b" ")
+        if len(parts) == 2 and not parts[1].startswith(b"HTTP/"):
+            parts.append(b"HTTP/0.9")
         if len(parts) != 3:
             if len(parts) > 1 and parts[0] in METHODS and _TARGET_CONTROL.search(line):
                 raise HeadError(b"http1.invalid_characters")
@@ -80,6 +82,8 @@ class Http1ServerCodec(Http1Codec):
         match = _VERSION.fullmatch(version)
         if match is None:
             raise HeadError(CODEC_ERROR)
+        if version not in (b"HTTP/1.0", b"HTTP/0.9") or not self._options.accept_http_10:
+            raise HeadError(b"low_version", 426)
         return method, target, True
 
     def _start(self, lines: list[bytes]) -> None:
@@ -112,7 +116,9 @@ class Http1ServerCodec(Http1Codec):
         length = NO_BODY
         tokens: list[bytes] = []
         if not FRAMING.isdisjoint(index):
-            length, tokens = self._framing(method, old, headers)
+            length, tokens = self._framing(method, headers)
+            if b"host" in tokens:
+                authority = None
         if length == NO_BODY:
             self._state = self.HELD
         elif length == CHUNKED:
@@ -148,10 +154,7 @@ class Http1ServerCodec(Http1Codec):
             raise HeadError(b"http1.invalid_url")
         if AUTHORITY.fullmatch(match[2]) is None:
             raise HeadError(b"http.invalid_authority")
-        path = match[3]
-        if not path.startswith(b"/"):
-            path = b"/" + path
-        return path + (match[4] or b""), match[2]
+        return (match[3] or b"/") + (match[4] or b""), match[2]
 
     def _apply_underscores(self, headers: Headers) -> None:
         for name in [n for n in headers.index if b"_" in n]:
@@ -159,7 +162,7 @@ class Http1ServerCodec(Http1Codec):
                 raise HeadError(b"http1.unexpected_underscore")
             headers.remove(name)
 
-    def _framing(self, method: bytes, old: bool, headers: Headers) -> tuple[int, list[bytes]]:
+    def _framing(self, method: bytes, headers: Headers) -> tuple[int, list[bytes]]:
         """Message length by RFC 9112 section 6.3; both framings, or two lengths, are refused."""
         tokens: list[bytes] = []
         if b"connection" in headers.index:
@@ -172,14 +175,12 @@ class Http1ServerCodec(Http1Codec):
         if encodings:
             if len(encodings) > 1 or encodings[0].lower() != b"chunked":
                 raise HeadError(b"http1.invalid_transfer_encoding", 501)
-            if old:
-                raise HeadError(b"http1.transfer_encoding_not_allowed")
             if lengths:
                 if not self._options.allow_chunked_length:
                     raise HeadError(b"http1.content_length_and_chunked_not_allowed")
                 headers.remove(b"content-length")
             if method == b"CONNECT":
-                raise HeadError(b"http1.body_disallowed")
+                raise HeadError(b"http1.invalid_transfer_encoding", 501)
             headers.remove(b"transfer-encoding")
             return CHUNKED, tokens
         if lengths:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.http import server_connection as sc
 from proxy.http.filters import FILTERS, ROUTER
 from proxy.http.filters.base import FilterChain
-from proxy.http.headers import Field, Headers, field
+from proxy.http.headers import Field
 from proxy.http.path import PathNormalizer
 from proxy.http.plan import PlanMemo, RequestPlan, ResponsePlan
 from proxy.http.request_rules import RequestRules
@@ -21,14 +21,19 @@ from proxy.stats.groups import HttpStats, ListenerHttpStats
 if TYPE_CHECKING:
     from proxy.config import model
     from proxy.context import Context
+    from proxy.http.headers import Headers
     from proxy.http.route_table import CompiledRoute
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
 
 
-def own_address() -> str:
-    """A non-loopback address of this machine, which stands for loopback peers in x-forwarded-for (as in Envoy)."""
-    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+def own_address(version: str = "v4") -> str:
+    """A non-loopback address of this machine, which stands for loopback peers in x-forwarded-for (as in Envoy).
+
+    ``version``: the address family to prefer (--local-address-ip-version).
+    """
+    probes = [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")]
+    for family, probe in probes if version == "v4" else probes[::-1]:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as s:
                 s.connect((probe, 9))  # a UDP connect sends nothing: it only asks the routing table
@@ -52,7 +57,8 @@ class HttpConnectionManager:
         self.config = config
         self.context = context
         self.now = context.loop.time
-        self.own_address = own_address() if config.use_remote_address else "127.0.0.1"
+        version = context.options.local_address_ip_version
+        self.own_address = own_address(version) if config.use_remote_address else "127.0.0.1"
         prefix = f"http.{config.stat_prefix}"
         self.stats = context.registry.group(HttpStats, prefix)
         self.listener_stats = context.registry.group(ListenerHttpStats, f"{listener.stat_prefix}.{prefix}")
@@ -85,11 +91,6 @@ class HttpConnectionManager:
     def protocol(self, connection: Connection) -> sc.ServerConnection:
         """The protocol of a new connection."""
         return sc.ServerConnection(self, connection)
-
-    @staticmethod
-    def make_headers(pairs: list[tuple[bytes, bytes]]) -> Headers:
-        """Headers of a local reply."""
-        return Headers([field(name, value) for name, value in pairs])
 
     def rewrite_host(self, stream: Stream) -> bytes:
         """strip_trailing_host_dot, strip_any_host_port and strip_matching_host_port."""
@@ -141,6 +142,7 @@ class HttpConnectionManager:
             stream.local_reply(408, b"request header timeout", b"request_header_timeout", close=True)
         elif kind == sc.T_MAX_STREAM:
             stats.downstream_rq_max_duration_reached += 1
-            stream.local_reply(504, b"downstream duration timeout", b"max_duration_timeout")
+            status = 504 if stream.request_complete else 408
+            stream.local_reply(status, b"downstream duration timeout", b"max_duration_timeout")
         else:
             self.router.timeout(stream, kind)

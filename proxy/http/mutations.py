@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy.access_log.format import compile_format
 from proxy.config import model
+from proxy.http.h1 import SINGLE
 
 if TYPE_CHECKING:
     from proxy.http.headers import Headers
@@ -20,18 +21,22 @@ def _compile(additions: Iterable[model.HeaderToAdd]) -> tuple[Addition, ...]:
 
 
 def _apply(headers: Headers, stream: StreamInfo, additions: tuple[Addition, ...], removals: tuple[bytes, ...]) -> None:
+    """One level. As in Envoy, what overwrites is set first, at the end of the list; then comes what is appended."""
     for name in removals:
         headers.remove(name)
+    appended: list[tuple[bytes, bytes]] = []
     for name, value_of, action, keep_empty in additions:
         value = value_of(stream)
         if not value and not keep_empty:
             continue
-        if action == model.APPEND_IF_EXISTS_OR_ADD:
-            headers.add(name, value)
-        elif action == model.OVERWRITE_IF_EXISTS_OR_ADD or (
-            (name in headers) == (action == model.OVERWRITE_IF_EXISTS)
-        ):
+        if action == model.APPEND_IF_EXISTS_OR_ADD or (action == model.ADD_IF_ABSENT and name not in headers):
+            appended.append((name, value))
+        elif action == model.OVERWRITE_IF_EXISTS_OR_ADD or (action == model.OVERWRITE_IF_EXISTS and name in headers):
+            if name not in SINGLE:
+                headers.remove(name)
             headers.set(name, value)
+    for name, value in appended:
+        headers.add(name, value)
 
 
 class Mutator:
@@ -45,15 +50,18 @@ class Mutator:
         self._response = [(_compile(m.response_add), m.response_remove) for m in levels]
 
     @classmethod
-    def of(cls, levels: Iterable[model.HeaderMutations], most_specific_last: bool) -> Mutator | None:
+    def of(cls, levels: Iterable[model.HeaderMutations], most_specific_last: bool,
+           cluster: model.HeaderMutations | None = None) -> Mutator | None:
         """The mutator of levels given most specific first; None when there is nothing to do.
 
         Envoy applies the most specific level first, so the least specific has the last word, unless
-        most_specific_header_mutations_wins.
+        most_specific_header_mutations_wins. A weighted cluster's come before all others either way.
         """
         ordered = list(levels)
         if most_specific_last:
             ordered.reverse()
+        if cluster is not None:
+            ordered.insert(0, cluster)
         mutator = cls(ordered)
         return mutator if mutator._request else None
 

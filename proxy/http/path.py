@@ -15,14 +15,18 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 
 class PathError(Exception):
-    """The path is refused: 400 path_normalization_failed."""
+    """The path is refused: 400 path_normalization_failed. ``path`` is as far as it was rewritten, for the log."""
+
+    def __init__(self, path: bytes | None = None) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 def _decode_unreserved(match: re.Match[bytes]) -> bytes:
     value = int(match[1], 16)
     if value == 0:
         raise PathError
-    return bytes((value,)) if value in _UNRESERVED else match[0].upper()
+    return bytes((value,)) if value in _UNRESERVED else match[0]
 
 
 def _remove_dots(path: bytes) -> bytes:
@@ -60,10 +64,10 @@ class PathNormalizer:
         path, mark, query = target.partition(b"?")
         redirect = False
         if self._action != model.KEEP_UNCHANGED and _ESCAPED_SLASH.search(path):
-            if self._action == model.REJECT_REQUEST:
-                raise PathError
-            redirect = self._action == model.UNESCAPE_AND_REDIRECT
             path = _ESCAPED_SLASH.sub(lambda m: b"/" if m[1] in (b"2F", b"2f") else b"\\", path)
+            if self._action == model.REJECT_REQUEST:
+                raise PathError(path + mark + query)
+            redirect = self._action == model.UNESCAPE_AND_REDIRECT
         if self._normalize:
             path = _remove_dots(_ESCAPE.sub(_decode_unreserved, path).replace(b"\\", b"/"))
         if self._merge:

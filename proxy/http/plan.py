@@ -199,6 +199,7 @@ class ResponsePlan:
             times = cluster.stats.upstream_rq_time
             elapsed = int((now - stream.upstream_started) * 1000)
             times[elapsed] = times.get(elapsed, 0) + 1
+            stream.upstream = None  # the connection may serve the next in the queue from here on
             connection.finished(now)
             stream.finish()
             return True

@@ -39,8 +39,7 @@ def location(stream: Stream, route: CompiledRoute, action: model.RedirectAction)
     if action.host_redirect:
         host = action.host_redirect
         if not action.port_redirect:
-            _, own = split_port(authority)
-            port = b"" if not own or port == b"" else port
+            port = b""
     path, mark, query = (stream.path or b"").partition(b"?")
     tail = b"" if action.strip_query else mark + query
     if action.path_redirect:
@@ -52,3 +51,8 @@ def location(stream: Stream, route: CompiledRoute, action: model.RedirectAction)
     elif action.regex_rewrite is not None:
         path = substitute_path(action.regex_rewrite, path)
     return scheme + b"://" + host + (b":" + port if port else b"") + path + tail
+
+
+def https_location(stream: Stream) -> bytes:
+    """Where require_tls sends a request: the same URL by https, port and all."""
+    return b"https://" + (stream.authority or b"") + (stream.path or b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import re
+from struct import Struct
 
 NOT_TRACEABLE, SAMPLING, SERVICE_FORCED, CLIENT_FORCED = b"4", b"9", b"a", b"b"
 _REASONS = {ord("9"): SAMPLING, ord("a"): SERVICE_FORCED, ord("b"): CLIENT_FORCED}
@@ -19,7 +19,7 @@ class RequestIds:
     BATCH = 256
     _KEEP = int.from_bytes(bytes.fromhex("ffffffffffff0fff3fffffffffffffff") * BATCH, "big")
     _SET = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * BATCH, "big")
-    _DASHES = re.compile(r"(.{8})(.{4})(.{4})(.{4})(.{12})")
+    _GROUPS = Struct("8s4s4s4s12s")
 
     def __init__(self) -> None:
         self._ready: list[bytes] = []
@@ -30,8 +30,8 @@ class RequestIds:
         if not ready:
             size = 16 * self.BATCH
             bits = int.from_bytes(os.urandom(size), "big") & self._KEEP | self._SET
-            text = self._DASHES.sub(r"\1-\2-\3-\4-\5 ", bits.to_bytes(size, "big").hex())
-            ready = self._ready = text.encode().split()
+            text = bits.to_bytes(size, "big").hex().encode()
+            ready = self._ready = [b"-".join(groups) for groups in self._GROUPS.iter_unpack(text)]
         return ready.pop()
 
 

@@ -7,6 +7,7 @@ care; the usual request only gets x-forwarded-proto and x-request-id.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING
 
 from proxy.http.headers import field
@@ -54,11 +55,14 @@ NOT_PLANNED = frozenset((
 ))
 """Requests with one of these differ each time, or are not to be remembered."""
 
+_REFERER = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.\-]*://[^/?#@]*(?:[/?][^#]*)?|[^:/?#]*(?:[/?][^#]*)?)")
+"""An absolute URL without user information, or a relative reference; neither with a fragment."""
+
 
 def remove_hop_by_hop(headers: Headers, tokens: list[bytes], upgrade: bytes | None) -> None:
     """Connection-level fields and those that connection nominates (RFC 9110 section 7.6.1). An upgrade keeps its two."""
     for name in tokens:
-        if name not in (b"close", b"keep-alive") and not (name in (b"upgrade", b"te") or b"http2-settings" == name):
+        if name not in (b"close", b"keep-alive") and name not in (b"upgrade", b"te"):
             headers.remove(name)
     te = headers.get(b"te")
     if te is not None:
@@ -97,15 +101,17 @@ class RequestRules:
         index = headers.index
         if not self._usual or not SPECIAL.isdisjoint(index):
             self._unusual(stream, headers, tokens)
-        if b"x-forwarded-proto" not in index:
+            index = headers.index
+        elif b"x-forwarded-proto" not in index:
             headers.put(PROTO_HTTP)
-        if self._edge and not stream.internal:
-            headers.set(b"x-envoy-external-address", stream.trusted_address.encode())
         config = self._config
         tracing = self._tracing
         known = index.get(b"x-request-id")
-        if known is None:
-            if config.generate_request_id:
+        if known is None or not known[1]:
+            if known is not None:
+                if config.generate_request_id:
+                    headers.set(b"x-request-id", self.new_id())
+            elif config.generate_request_id:
                 request_id = self.new_id() if b"x-client-trace-id" not in index else self._trace(
                     self._ids.make(), headers, tracing)
                 headers.put((b"x-request-id", request_id, b"x-request-id: %b\r\n" % request_id))
@@ -178,23 +184,26 @@ class RequestRules:
             if self._edge:
                 for name in EDGE_STRIPPED:
                     headers.remove(name)
-                if not config.preserve_external_request_id and config.generate_request_id:
-                    headers.remove(b"x-request-id")
-        else:
-            headers.set(b"x-envoy-internal", b"true")
-        if config.use_remote_address and config.xff_num_trusted_hops == 0:
-            headers.remove(b"x-forwarded-proto")
+                if not config.preserve_external_request_id and config.generate_request_id and b"x-request-id" in index:
+                    headers.set(b"x-request-id", b"")
+        if (config.use_remote_address and config.xff_num_trusted_hops == 0) or b"x-forwarded-proto" not in index:
+            headers.set(b"x-forwarded-proto", stream.scheme)
+        if config.append_x_forwarded_port and b"x-forwarded-port" not in index:
+            headers.add(b"x-forwarded-port", b"%d" % stream.conn.connection.local.port)
+        if stream.internal:
+            headers.remove(b"x-envoy-internal")
+            headers.put(INTERNAL)
+        elif self._edge:
+            headers.set(b"x-envoy-external-address", stream.trusted_address.encode())
         if config.add_user_agent:
             headers.set(b"x-envoy-downstream-service-cluster", self._node_cluster)
-            headers.set(b"x-envoy-downstream-service-node", self._node_id)
             if b"user-agent" not in index:
                 headers.add(b"user-agent", self._node_cluster)
-        if config.append_x_forwarded_port:
-            headers.set(b"x-forwarded-port", b"%d" % stream.conn.connection.local.port)
+            headers.set(b"x-envoy-downstream-service-node", self._node_id)
         if not config.always_forward_client_cert:
             headers.remove(b"x-forwarded-client-cert")
         referer = headers.get(b"referer")
-        if referer is not None and not (referer[:7].lower() == b"http://" or referer[:8].lower() == b"https://"):
+        if referer is not None and not _REFERER.fullmatch(referer):
             headers.remove(b"referer")
         if config.via:
             old = headers.get(b"via")
@@ -213,6 +222,7 @@ class RequestRules:
             hops = config.xff_num_trusted_hops
             if hops and (found := _address(entries[-hops] if len(entries) >= hops else None)):
                 trusted = found
+                stream.downstream_remote_address = _without_port(found)
             if config.internal_cidrs is not None:
                 stream.internal = not entries and self._is_internal(peer)
             if not config.skip_xff_append:
@@ -224,7 +234,7 @@ class RequestRules:
             found = _address(entries[-1 - hops] if len(entries) > hops else None)
             trusted = found or peer
             if found:
-                stream.downstream_remote_address = (f"[{found}]:0" if ":" in found else f"{found}:0").encode()
+                stream.downstream_remote_address = _without_port(found)
             if config.internal_cidrs is not None:
                 stream.internal = len(entries) == 1 and found is not None and self._is_internal(found)
         stream._trusted = trusted
@@ -232,6 +242,11 @@ class RequestRules:
     def _is_internal(self, address: str) -> bool:
         ip = ipaddress.ip_address(address)
         return any(ip in cidr for cidr in self._config.internal_cidrs or ())
+
+
+def _without_port(address: str) -> bytes:
+    """How an address that came in a header is logged."""
+    return (f"[{address}]:0" if ":" in address else f"{address}:0").encode()
 
 
 def _address(text: bytes | None) -> str | None:

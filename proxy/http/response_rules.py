@@ -56,6 +56,11 @@ class ResponseRules:
                 headers.replace(self._server)
         elif self._append_server:
             headers.put(self._server)
+        if stream.manager.tracing:
+            if stream.manager.egress:
+                headers.remove(b"x-envoy-decorator-operation")
+            elif stream.decorator:
+                headers.set(b"x-envoy-decorator-operation", stream.decorator)
         if self._return_id or (stream.request_headers is not None
                                and b"x-envoy-force-trace" in stream.request_headers.index):
             known = stream.request_headers.get(b"x-request-id") if stream.request_headers is not None else None

@@ -44,8 +44,8 @@ def rewrite_request(stream: Stream, route: CompiledRoute, action: model.RouteAct
     elif action.auto_host_rewrite and stream.host is not None:
         host = stream.host.hostname
     if host and host != stream.authority:
-        if action.append_x_forwarded_host:
-            headers.add(b"x-forwarded-host", stream.authority or b"")
         if not suppress:
             headers.set(b"x-envoy-original-host", stream.authority or b"")
+        if action.append_x_forwarded_host:
+            headers.add(b"x-forwarded-host", stream.authority or b"")
         stream.authority = host

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from proxy.config import model
+from proxy.http.grpc import is_grpc
 from proxy.http.mutations import Mutator
 
 if TYPE_CHECKING:
@@ -106,12 +107,6 @@ def _path_match(match: model.RouteMatch) -> PathMatch | None:
     return lambda path: path.lower() == folded or path.lower().startswith(folded + b"/")
 
 
-def _is_grpc(stream: Stream) -> bool:
-    content_type = stream.request_headers.get(b"content-type")  # type: ignore[union-attr]
-    return content_type is not None and (content_type == b"application/grpc"
-                                         or content_type.startswith(b"application/grpc+"))
-
-
 class CompiledRoute:
     """A route with everything that its requests need at hand."""
 
@@ -128,7 +123,7 @@ class CompiledRoute:
         conditions = [stream_condition(m) for m in match.headers]
         conditions += [query_condition(m) for m in match.query_parameters]
         if match.grpc:
-            conditions.append(_is_grpc)
+            conditions.append(lambda stream: is_grpc(stream.request_headers))  # type: ignore[arg-type]
         if match.runtime_fraction is not None:
             share = match.runtime_fraction
             conditions.append(lambda _: random.random() < share)
@@ -151,7 +146,7 @@ class CompiledRoute:
             weighted = []
             for cluster in action.weighted_clusters:
                 total += cluster.weight
-                weighted.append((total, cluster, Mutator.of((cluster.mutations, *levels), specific_last)))
+                weighted.append((total, cluster, Mutator.of(levels, specific_last, cluster.mutations)))
             self.weighted = tuple(weighted)
             if action.retry_policy is not None:
                 self.retriable_request = tuple(map(header_condition, action.retry_policy.retriable_request_headers))
@@ -264,4 +259,5 @@ class RouteTable:
     def route(self, stream: Stream) -> CompiledRoute | None:
         """The route of a request, or None (404)."""
         vhost = self.virtual_host(stream.authority or b"")
-        return None if vhost is None else vhost.route(stream)
+        # Only a connect_matcher, which there is none of, takes CONNECT.
+        return None if vhost is None or stream.method == b"CONNECT" else vhost.route(stream)

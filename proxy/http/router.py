@@ -14,10 +14,11 @@ from proxy.http import server_connection as sc
 from proxy.http.headers import field
 from proxy.http.http1_client import request_head
 from proxy.http.plan import SERVICE_TIMES, RequestPlan, service_time
-from proxy.http.redirect import location
+from proxy.http.redirect import https_location, location
 from proxy.http.retry import RetryState, internal_policy
 from proxy.http.rewrite import rewrite_request
-from proxy.upstream.pool import OVERFLOW_PENDING
+from proxy.stats.groups import CodeStats
+from proxy.upstream.pool import OVERFLOW_ACTIVE, OVERFLOW_PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,8 @@ CONSUMED = (
 )
 """Control headers of internal callers that end at the router."""
 
+MAX_ALTERNATIVES = 64
+"""Alternative statistics names of one cluster: callers choose them, so somebody has to stop."""
 RETRIED = b"retried and the latest "
 ATTEMPT_1 = field(b"x-envoy-attempt-count", b"1")
 
@@ -78,8 +81,9 @@ class Router:
             stream.local_reply(404, b"", b"route_not_found")
             return
         action = route.action
-        if route.vhost.require_tls != "NONE" and (route.vhost.require_tls == "ALL" or not stream.internal):
-            self._redirect(stream, route, model.RedirectAction(https_redirect=True))
+        if route.vhost.require_tls != "NONE" and (route.vhost.require_tls == "ALL" or not stream.internal) and (
+                stream.request_headers.get(b"x-forwarded-proto") != b"https"):  # type: ignore[union-attr]
+            self._direct_response(stream, route, 301, b"", [(b"location", https_location(stream))])
             return
         if not isinstance(action, model.RouteAction):
             if isinstance(action, model.RedirectAction):
@@ -96,12 +100,13 @@ class Router:
         stream.cluster = cluster
         stream.upstream_cluster = cluster.log_name
         stream.upstream_cluster_raw = cluster.raw_name
-        host = cluster.choose(stream)
+        stream.mutator = stream.mutator or route.mutator
+        host = stream.host = cluster.choose(stream)
         if host is None:
             self._no_host(stream, cluster)
             return
         self._prepare(stream, route, action, cluster)
-        if stream.request_complete:
+        if stream.request_complete or stream.upgrade is not None:
             self._request_complete(stream, action)
         self._dispatch(stream, host)
 
@@ -115,6 +120,22 @@ class Router:
             return clusters.get(name.decode("latin-1")) if name else None
         return route.pick_weighted(stream, clusters)
 
+    def note_cluster(self, stream: Stream) -> None:
+        """Set where the request would have gone, for the log."""
+        route = stream.route
+        if route is not None and isinstance(route.action, model.RouteAction):
+            cluster = self._cluster(stream, route, route.action)
+            if cluster is not None:
+                stream.upstream_cluster = cluster.log_name
+                stream.upstream_cluster_raw = cluster.raw_name
+
+    def _reply(self, stream: Stream, status: int, body: bytes, details: bytes,
+               headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """A local reply for a request that has a route: with the route's response headers."""
+        if stream.attempt_count and stream.route.vhost.include_attempt_count_in_response:  # type: ignore[union-attr]
+            headers = [(b"x-envoy-attempt-count", b"%d" % stream.attempt_count), *headers]
+        stream.local_reply(status, body, details, headers=headers, mutator=stream.mutator)
+
     def _redirect(self, stream: Stream, route: CompiledRoute, action: model.RedirectAction) -> None:
         self._direct_response(stream, route, action.response_code, b"", [(b"location", location(stream, route, action))])
 
@@ -127,7 +148,7 @@ class Router:
         cluster.stats.upstream_cx_none_healthy += 1
         stream.add_flag(b"UH")
         self._charge(stream, 503)
-        stream.local_reply(503, b"no healthy upstream", b"no_healthy_upstream")
+        self._reply(stream, 503, b"no healthy upstream", b"no_healthy_upstream")
 
     def _prepare(self, stream: Stream, route: CompiledRoute, action: model.RouteAction, cluster: Cluster) -> None:
         """Timeouts, retries and the headers that go upstream, in Envoy's order."""
@@ -141,7 +162,9 @@ class Router:
             timeout = timeout if asked is None else asked
             asked = _milliseconds(headers.get(b"x-envoy-upstream-rq-per-try-timeout-ms"))
             per_try = per_try if asked is None else asked
+            stream.stream_duration = _milliseconds(headers.get(b"x-envoy-upstream-stream-duration-ms"))
             stream.alt_timeout_response = b"x-envoy-upstream-rq-timeout-alt-response" in headers
+            stream.alt_stat_name = headers.get(b"x-envoy-upstream-alt-stat-name") or b""
             for name in CONSUMED:
                 headers.remove(name)
         if per_try and timeout and per_try >= timeout:
@@ -164,7 +187,7 @@ class Router:
             headers.replace(ATTEMPT_1)
         if route.rewrites:
             rewrite_request(stream, route, action, suppress=self._suppress)
-        mutator = stream.mutator = stream.mutator or route.mutator
+        mutator = stream.mutator
         if mutator is not None:
             mutator.request(headers, stream)
         if policy is not None and stream.upgrade is None and all(c(headers) for c in route.retriable_request):
@@ -206,9 +229,13 @@ class Router:
             self._send_held(stream, connection)
         if stream.per_try_timeout and stream.request_complete:
             stream.conn.arm(sc.T_PER_TRY, stream.per_try_timeout)
+        if stream.policy is not None and stream.policy.per_try_idle_timeout:
+            stream.per_try_idle = stream.policy.per_try_idle_timeout
+            stream.conn.arm(sc.T_PER_TRY_IDLE, stream.per_try_idle)
         config = stream.cluster.config  # type: ignore[union-attr]
-        if config.max_stream_duration:
-            stream.conn.arm(sc.T_CLUSTER_STREAM, config.max_stream_duration)
+        limit = config.max_stream_duration if stream.stream_duration is None else stream.stream_duration
+        if limit:
+            stream.conn.arm(sc.T_CLUSTER_STREAM, limit)
         if stream.conn.write_paused:
             connection.pause_reading()
 
@@ -303,12 +330,26 @@ class Router:
         if stream.internal:
             codes = cluster.stats.internal_codes
             codes[status] = codes.get(status, 0) + 1
+        if stream.alt_stat_name:
+            self._charge_alternative(stream, cluster, status)
         host = stream.host
         if host is not None:
             if status >= 500:
                 host.stats.rq_error += 1
             else:
                 host.stats.rq_success += 1
+
+    def _charge_alternative(self, stream: Stream, cluster: Cluster, status: int) -> None:
+        """x-envoy-upstream-alt-stat-name: an internal caller wants its own statistics besides."""
+        alternatives = cluster.alternatives
+        name = stream.alt_stat_name.decode("latin-1").replace(":", "_")
+        if name not in alternatives and len(alternatives) < MAX_ALTERNATIVES:
+            prefix = f"cluster.{cluster.stat_name}.{name}"
+            alternatives[name] = self._context.registry.group(CodeStats, prefix)
+        found = alternatives.get(name)
+        if found is not None:
+            found.codes[status] = found.codes.get(status, 0) + 1
+            found.internal_codes[status] = found.internal_codes.get(status, 0) + 1
 
     def upstream_headers(self, stream: Stream, status: int, headers: Headers, end_stream: bool) -> None:
         """The final response head of an attempt."""
@@ -328,14 +369,17 @@ class Router:
         timers = stream.conn.timers
         if timers:
             timers.pop(sc.T_PER_TRY, None)
+        if stream.upgrade is not None and 200 <= status < 300:
+            # It did as if nothing had been asked for: what follows could be taken for the other protocol.
+            stream.local_reply(status, b"", b"websocket_handshake_unsuccessful", close=True)
+            return
         self._charge(stream, status)
         stream.details = b"via_upstream"
+        stream.response_code = status
         if stream.upgrade is not None:
-            if status != 101:
-                stream.local_reply(status, b"", b"websocket_handshake_unsuccessful", close=True)
-                return
-            timers.pop(sc.T_ROUTE, None)
-            self._stats.downstream_cx_upgrades_total += 1
+            if status == 101:
+                timers.pop(sc.T_ROUTE, None)
+                self._stats.downstream_cx_upgrades_active += 1
         elif stream.request_complete and not self._suppress:
             elapsed = int((now - stream.last_upstream_tx) * 1000)  # type: ignore[operator]
             headers.replace(SERVICE_TIMES[elapsed] if elapsed < 100 else service_time(elapsed))
@@ -345,11 +389,6 @@ class Router:
             headers.set(b"x-envoy-attempt-count", b"%d" % stream.attempt_count)
         if mutator is not None:
             mutator.response(headers, stream)
-        if self._manager.tracing:
-            if self._manager.egress:
-                headers.remove(b"x-envoy-decorator-operation")
-            elif stream.decorator:
-                headers.set(b"x-envoy-decorator-operation", stream.decorator)
         if end_stream:
             self.upstream_end(stream)
         stream.send_headers(status, headers, end_stream=end_stream)
@@ -360,10 +399,15 @@ class Router:
         times = stream.cluster.stats.upstream_rq_time  # type: ignore[union-attr]
         elapsed = int((now - stream.upstream_started) * 1000)
         times[elapsed] = times.get(elapsed, 0) + 1
+        if stream.internal:
+            times = stream.cluster.stats.internal_rq_time  # type: ignore[union-attr]
+            times[elapsed] = times.get(elapsed, 0) + 1
 
     def connect_failed(self, stream: Stream, failure: DialFailure) -> None:
         """No connection for the attempt."""
-        if failure is OVERFLOW_PENDING:
+        if failure is OVERFLOW_PENDING or failure is OVERFLOW_ACTIVE:
+            if failure is OVERFLOW_PENDING:
+                stream.upstream_host = None
             self._failed(stream, reset.OVERFLOW, b"")
             return
         stream.upstream_transport_failure_reason = failure.reason or None
@@ -375,18 +419,19 @@ class Router:
         if stream.responded:
             stream.add_flag(reason.flag)
             stream.details = b"upstream_reset_after_response_started{%b}" % reason.details
-            self._stats.rq_reset_after_downstream_response_started += 1
             stream.conn.reset_stream(stream)
-        elif (reused and reason is reset.CONNECTION_TERMINATION and not stream.stale_retried
-                and stream.method in IDEMPOTENT and stream.request_complete and not stream.bytes_received):
-            # The upstream closed an idle connection while the request was on its way (RFC 9112 section 9.3.1).
-            stream.stale_retried = True
-            self._dispatch(stream, stream.host, fresh=True)  # type: ignore[arg-type]
         else:
-            self._failed(stream, reason, b"")
+            stale = (reused and reason is reset.CONNECTION_TERMINATION and not stream.stale_retried
+                     and not stream.interim and stream.method in IDEMPOTENT and stream.request_complete
+                     and not stream.bytes_received)
+            self._failed(stream, reason, b"", stale)
 
-    def _failed(self, stream: Stream, reason: Reset, transport: bytes) -> None:
-        """An attempt ended without a response: try again, or say so."""
+    def _failed(self, stream: Stream, reason: Reset, transport: bytes, stale: bool = False) -> None:
+        """An attempt ended without a response: try again, or say so.
+
+        ``stale``: an idle connection was closed while the request was on its way (RFC 9112 section 9.3.1), and it is
+        safe to send that on a new one, whatever the policy is.
+        """
         conn = stream.conn
         conn.timers.pop(sc.T_PER_TRY, None)
         retried = False
@@ -398,12 +443,19 @@ class Router:
                 self._try_again(stream)
                 return
             self._note_verdict(stream, verdict)
+        if stale and not retried:
+            stream.stale_retried = True
+            self._dispatch(stream, stream.host, fresh=True)  # type: ignore[arg-type]
+            return
         stream.add_flag(reason.flag)
-        self._charge(stream, reason.status)
+        if not stream.interim:
+            self._charge(stream, reason.status)
         inside = reason.details + (b"|" + transport if transport else b"")
         body = reset.PREFIX + (RETRIED if retried else b"") + b"reset reason: " + reason.text
         headers = [(b"x-envoy-overloaded", b"true")] if reason is reset.OVERFLOW and not self._suppress else []
-        stream.local_reply(reason.status, body, b"upstream_reset_before_response_started{%b}" % inside, headers=headers)
+        when = b"after" if stream.interim else b"before"
+        details = b"upstream_reset_%b_response_started{%b}" % (when, inside)
+        self._reply(stream, reason.status, body, details, headers)
 
     @staticmethod
     def _retry_state(stream: Stream, policy: model.RetryPolicy) -> RetryState:
@@ -427,7 +479,9 @@ class Router:
         if stream.upstream is not None:
             stream.upstream.abandon()
         stream.conn.timers.pop(sc.T_PER_TRY, None)
+        stream.conn.timers.pop(sc.T_PER_TRY_IDLE, None)
         stream.first_upstream_rx = None
+        stream.upstream_transport_failure_reason = None
         stream.conn.arm(sc.T_BACKOFF, stream.retry.backoff())  # type: ignore[union-attr]
 
     def _next_attempt(self, stream: Stream) -> None:
@@ -446,8 +500,9 @@ class Router:
         headers: Headers = stream.request_headers  # type: ignore[assignment]
         if stream.route.vhost.include_request_attempt_count:  # type: ignore[union-attr]
             headers.set(b"x-envoy-attempt-count", b"%d" % stream.attempt_count)
-        if stream.timeout and not stream.per_try_timeout and b"x-envoy-expected-rq-timeout-ms" in headers:
-            left = stream.conn.timers.get(sc.T_ROUTE, self._now()) - self._now()
+        until = stream.conn.timers.get(sc.T_ROUTE)
+        if until is not None and not stream.per_try_timeout and b"x-envoy-expected-rq-timeout-ms" in headers:
+            left = until - self._now()
             headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % max(1, int(left * 1000)))
         self._dispatch(stream, host)
 
@@ -462,8 +517,14 @@ class Router:
         stats = cluster.stats
         if stream.host is not None:
             stream.host.stats.rq_timeout += 1
-        if kind == sc.T_PER_TRY:
-            stats.upstream_rq_per_try_timeout += 1
+        if kind in (sc.T_PER_TRY, sc.T_PER_TRY_IDLE):
+            idle = kind == sc.T_PER_TRY_IDLE
+            if idle:
+                stats.upstream_rq_per_try_idle_timeout += 1
+            else:
+                stats.upstream_rq_per_try_timeout += 1
+            if stream.responded:
+                stream.add_flag(b"UT")
             self._give_up(stream)
             if stream.policy is not None:
                 verdict = self._retry_state(stream, stream.policy).on_reset(retries.LOCAL_RESET)
@@ -473,20 +534,20 @@ class Router:
                 self._note_verdict(stream, verdict)
             stream.add_flag(b"UT")
             self._charge(stream, 504)
-            stream.local_reply(504, b"upstream request timeout", b"upstream_per_try_timeout")
+            self._reply(stream, 504, b"upstream request timeout",
+                        b"upstream_per_try_idle_timeout" if idle else b"upstream_per_try_timeout")
         elif kind == sc.T_ROUTE:
             stats.upstream_rq_timeout += 1
             stream.add_flag(b"UT")
             status = 204 if stream.alt_timeout_response else 504
             if not stream.responded:
                 self._charge(stream, status)
-            stream.local_reply(status, b"" if status == 204 else b"upstream request timeout", b"response_timeout")
+            self._reply(stream, status, b"" if status == 204 else b"upstream request timeout", b"response_timeout")
         else:
             stats.upstream_rq_max_duration_reached += 1
             stream.add_flag(b"UMSDR")
-            if not stream.responded:
-                self._charge(stream, 504)
-            stream.local_reply(504, b"upstream max stream duration reached", b"upstream_max_stream_duration_reached")
+            self._reply(stream, 504, b"upstream max stream duration reached",
+                        b"upstream_max_stream_duration_reached")
 
     def _give_up(self, stream: Stream) -> None:
         """Let go of the attempt: a connection in use is closed, a place in the queue is left."""
@@ -494,7 +555,6 @@ class Router:
             stream.pool.cancel(stream)
             stream.pool = None
         if stream.upstream is not None:
-            stream.cluster.stats.upstream_rq_tx_reset += 1  # type: ignore[union-attr]
             stream.upstream.abandon()
 
     def abandon(self, stream: Stream) -> None:

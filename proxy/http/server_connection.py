@@ -26,7 +26,7 @@ JOIN_LIMIT = 65536
 """Pieces of output up to this size are joined into one write."""
 
 (T_IDLE, T_MAX_DURATION, T_DRAIN, T_DELAYED_CLOSE, T_STREAM_IDLE, T_REQUEST, T_REQUEST_HEADERS, T_ROUTE, T_PER_TRY,
- T_MAX_STREAM, T_BACKOFF, T_CLUSTER_STREAM) = range(12)
+ T_PER_TRY_IDLE, T_MAX_STREAM, T_BACKOFF, T_CLUSTER_STREAM) = range(13)
 
 
 class ServerConnection(Http1ServerCodec, asyncio.Protocol):
@@ -37,7 +37,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     __slots__ = (
         "_closed_by_us", "_head_started", "connection", "deadline", "direct_local_text", "drain_state",
-        "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "odd_version", "out", "remote_text",
+        "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "out", "remote_text",
         "requests", "stats", "stream", "timers", "transport", "whole", "write_paused",
     )
 
@@ -47,6 +47,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         config = manager.config
         super().__init__(config.http1, config.max_request_headers_kb * 1024, config.max_headers_count,
                          config.headers_with_underscores_action)
+        self.keep_trailers = config.http1.enable_trailers
         self.manager = manager
         self.connection = connection
         self.listener = connection.listener
@@ -67,7 +68,6 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self.requests = 0
         self.drain_state = OPEN
         self.write_paused = False
-        self.odd_version = False
         self._closed_by_us = False
         self._head_started = False
         self.whole: bytes | None = None
@@ -107,10 +107,6 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # HTTP/1 has no half-closed connections (as in Envoy): the client is gone.
-        stream = self.stream
-        if stream is not None and stream.is_tunnel and stream.upstream is not None:
-            stream.upstream.transport.write_eof()
-            return True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,6 +118,10 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         stats.downstream_cx_active -= 1
         stats.downstream_cx_destroy += 1
         stream = self.stream
+        if stream is None and self._head_started and not self._closed_by_us and self.drain_state != CLOSED:
+            # The client left in the middle of a head: a request that never became one is logged all the same.
+            stream = self._new_stream()
+            stream.protocol = b"HTTP/1.1"
         if self._closed_by_us:
             stats.downstream_cx_destroy_local += 1
         else:
@@ -132,9 +132,6 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
                 stats.downstream_cx_destroy_local_active_rq += 1
             else:
                 stats.downstream_cx_destroy_remote_active_rq += 1
-        elif self._head_started and not self._closed_by_us and self.drain_state != CLOSED:
-            # The client left in the middle of a head: a request that never became one is logged all the same.
-            stream = self._new_stream()
         self.drain_state = CLOSED
         self.out.clear()
         self.ignore()
@@ -254,7 +251,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
     def on_data(self, data: bytes) -> None:
         stream = self.stream
         if stream is not None:
-            if T_STREAM_IDLE in self.timers:
+            if len(self.timers) > 1:
                 self.touch()
             stream.request_data(data)
 
@@ -268,8 +265,6 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         stats = self.stats
         stats.downstream_cx_protocol_error += 1
         self._head_started = False
-        if error.status == 431:
-            stats.downstream_rq_too_large += 1
         stream = self.stream
         if stream is not None:
             stream.protocol_error(error)
@@ -284,11 +279,11 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def closing_after(self, stream: Stream, close: bool, headers: Headers) -> bool:
         """Whether the response being encoded announces the end of the connection (Envoy: encodeHeaders)."""
-        if close:
-            stream.saw_close = True
         if self.drain_state == OPEN and self.listener.draining and self.connection.drain_close():
             self._start_drain()
             self.stats.downstream_cx_drain_close += 1
+        if close:
+            self.drain_state = CLOSING
         if stream.http10 and b"content-length" not in headers.index and stream.method != b"HEAD":
             stream.saw_close = True
         if self.drain_state == OPEN and stream.saw_close:
@@ -326,8 +321,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         complete = stream.request_complete
         sans_length = stream.http10 and (stream.response_headers is None
                                          or b"content-length" not in stream.response_headers)
-        codec_error = stream.flags == b"DPE" and stream.details != b"low_version"
-        self.close_after_flush(delay=codec_error or not (stream.saw_close and (complete or sans_length)))
+        self.close_after_flush(delay=not (stream.saw_close and (complete or sans_length)))
 
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: what was sent goes out, then the connection ends."""
@@ -375,15 +369,18 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
                 deadlines.sooner(when)
 
     def touch(self) -> None:
-        """The stream is alive: its idle timer starts anew."""
+        """The stream is alive: its idle timers start anew."""
         stream = self.stream
-        idle = self.manager.config.stream_idle_timeout
-        if stream is not None and stream.route is not None:
-            override = getattr(stream.route.action, "idle_timeout", None)
-            if override is not None:
-                idle = override
-        if idle:
-            self.timers[T_STREAM_IDLE] = self.now() + idle
+        timers = self.timers
+        if T_STREAM_IDLE in timers:
+            idle = self.manager.config.stream_idle_timeout
+            if stream is not None and stream.route is not None:
+                override = getattr(stream.route.action, "idle_timeout", None)
+                if override is not None:
+                    idle = override
+            timers[T_STREAM_IDLE] = self.now() + idle
+        if T_PER_TRY_IDLE in timers and stream is not None and stream.per_try_idle:
+            timers[T_PER_TRY_IDLE] = self.now() + stream.per_try_idle
 
     def _drop_stream_timers(self) -> None:
         timers = self.timers

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from time import time
 from typing import TYPE_CHECKING
 
+from proxy.http.grpc import grpc_reply, is_grpc
 from proxy.http.h1 import HeadError
+from proxy.http.headers import Headers
 from proxy.http.http1_server import NO_BODY, status_line
 from proxy.http.path import UNUSUAL, PathError
 from proxy.http.plan import ResponsePlan
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.config.model import RetryPolicy, SocketAddress, WeightedCluster
     from proxy.http.client_connection import ClientConnection
     from proxy.http.filters.base import HttpFilter
-    from proxy.http.headers import Field, Headers
+    from proxy.http.headers import Field
     from proxy.http.manager import HttpConnectionManager
     from proxy.http.mutations import Mutator
     from proxy.http.plan import RequestPlan
@@ -69,12 +71,18 @@ class Stream(StreamInfo):
     """What filters remember of this request, by filter name."""
     timeout = 0.0
     per_try_timeout = 0.0
+    per_try_idle = 0.0
     http10 = False
     internal = False
     saw_close = False
     request_chunked = False
     stale_retried = False
     alt_timeout_response = False
+    alt_stat_name = b""
+    stream_duration: float | None = None
+    """x-envoy-upstream-stream-duration-ms of an internal caller, in seconds."""
+    interim = False
+    """The upstream has sent an interim response."""
     recording = False
     """The outcome of this request shall be kept as a plan."""
     _trusted: str | None = None
@@ -143,13 +151,13 @@ class Stream(StreamInfo):
               tokens: list[bytes]) -> None:
         """A request head has arrived (Envoy: ConnectionManagerImpl::ActiveStream::decodeHeaders)."""
         self.method = method
-        self.path = path
+        self.path = path or None
         self.authority = authority
         self.request_headers = headers
         self.protocol = b"HTTP/1.1"
         manager = self.manager
         if length == NO_BODY:
-            self.request_complete = True
+            self.request_complete = method != b"CONNECT"
             self.last_downstream_rx = self.start
         else:
             self.request_chunked = length < 0
@@ -159,9 +167,10 @@ class Stream(StreamInfo):
         if b"expect" in index:
             self._expect(headers)
         if http10:
-            if not self._old_version(headers):
-                return
-            authority = self.authority
+            self.http10 = True
+            self.protocol = b"HTTP/1.0"
+            if authority is None and manager.config.http1.default_host_for_http_10:
+                authority = self.authority = manager.config.http1.default_host_for_http_10
         if authority is None:
             self.local_reply(400, b"", b"missing_host_header", close=True)
             return
@@ -188,14 +197,22 @@ class Stream(StreamInfo):
                 manager.decorate_request(self, route)
         elif manager.tracing:
             headers.remove(b"x-envoy-decorator-operation")
-        if self.upgrade is not None and not self._upgrade_allowed():
-            manager.stats.downstream_rq_ws_on_non_ws_route += 1
-            self.local_reply(403, b"", b"upgrade_failed", close=True)
-            return
+        if self.upgrade is not None:
+            if not self._upgrade_allowed():
+                manager.stats.downstream_rq_ws_on_non_ws_route += 1
+                manager.router.note_cluster(self)
+                self.local_reply(403, b"", b"upgrade_failed", close=True)
+                return
+            # Whatever follows belongs to the new protocol, also before the upstream has agreed to it.
+            manager.stats.downstream_cx_upgrades_total += 1
+            self.request_complete = self.request_chunked = False
+            self.conn.expect_raw()
         self.request_filters(manager.filters.request_headers, 0)
 
     def _connection_options(self, http10: bool, tokens: list[bytes]) -> None:
         headers: Headers = self.request_headers  # type: ignore[assignment]
+        if b"content-length" in tokens and headers.remove(b"content-length"):
+            self.request_chunked = not self.request_complete
         if b"close" in tokens or (http10 and b"keep-alive" not in tokens):
             self.saw_close = True
         if b"upgrade" in tokens and b"upgrade" in headers.index:
@@ -207,27 +224,20 @@ class Stream(StreamInfo):
     def _expect(self, headers: Headers) -> None:
         if headers.index[b"expect"][1].lower() == b"100-continue" and not self.manager.config.proxy_100_continue:
             headers.remove(b"expect")
-            if not self.request_complete:
-                self.conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self.conn.flush()
+            self._send_interim(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.conn.flush()
 
-    def _old_version(self, headers: Headers) -> bool:
-        options = self.manager.config.http1
-        self.protocol = b"HTTP/1.0"
-        if not options.accept_http_10 or self.conn.odd_version:
-            self.add_flag(b"DPE")
-            self.local_reply(426, b"Upgrade Required", b"low_version", close=True)
-            return False
-        self.http10 = True
-        if self.authority is None and options.default_host_for_http_10:
-            self.authority = options.default_host_for_http_10
-        return True
+    def _send_interim(self, head: bytes) -> None:
+        self.manager.stats.rq_class[1] += 1
+        self.manager.listener_stats.rq_class[1] += 1
+        self.conn.write(head)
 
     def _normalize(self, path: bytes) -> bool:
         manager = self.manager
         try:
             self.path, redirect = manager.path_normalizer.apply(path)
-        except PathError:
+        except PathError as error:
+            self.path = error.path or path
             manager.stats.downstream_rq_failed_path_normalization += 1
             self.local_reply(400, b"", b"path_normalization_failed", close=True)
             return False
@@ -292,7 +302,7 @@ class Stream(StreamInfo):
     def upstream_interim(self, status: int, headers: Headers) -> None:
         """100 is passed on where the client's expectation was; the others are swallowed, as in Envoy."""
         if status == 100 and self.manager.config.proxy_100_continue and not self.responded:
-            self.conn.write(b"".join([status_line(100, False), *[f[2] for f in headers.fields], b"\r\n"]))
+            self._send_interim(b"".join([status_line(100, False), *[f[2] for f in headers.fields], b"\r\n"]))
 
     def upstream_headers(self, status: int, headers: Headers, end_stream: bool) -> None:
         """The upstream's final response head."""
@@ -302,6 +312,8 @@ class Stream(StreamInfo):
         """A piece of the response body."""
         self.send_data(data)
         conn = self.conn
+        if len(conn.timers) > 1:
+            conn.touch()
         if conn.write_paused and self.upstream is not None:
             conn.flush()
             self.upstream.pause_reading()
@@ -310,10 +322,6 @@ class Stream(StreamInfo):
         """The response is complete."""
         self.manager.router.upstream_end(self)
         self.send_end(trailers)
-
-    def upstream_eof(self) -> None:
-        """The upstream closed its side of a tunnel."""
-        self.send_end(None)
 
     def upstream_reset(self, reason: Reset, reused: bool) -> None:
         """The upstream connection is gone before the response was complete. ``reused``: it had served before."""
@@ -327,20 +335,21 @@ class Stream(StreamInfo):
         if self.finished:
             return
         self.manager.router.abandon(self)
+        self.details = details
         if self.responded:
-            if self.details is None:
-                self.details = details
             self.conn.reset_stream(self)
             return
-        self.details = details
         self.local_reply_body = body
-        pairs: list[tuple[bytes, bytes]] = list(headers)
-        if body:
-            pairs += [(b"content-length", b"%d" % len(body)), (b"content-type", b"text/plain")]
+        self.response_code = status
         is_head = self.method == b"HEAD"
-        reply = self.manager.make_headers(pairs)
+        reply = Headers.of(headers)
         if mutator is not None:
             mutator.response(reply, self)
+        if self.request_headers is not None and is_grpc(self.request_headers):
+            status, body = grpc_reply(status, body, reply)
+        elif body:
+            reply.set(b"content-length", b"%d" % len(body))
+            reply.set(b"content-type", b"text/plain")
         self.send_headers(status, reply, end_stream=not body or is_head, close=close, local=True)
         if body and not is_head:
             self.send_data(body)
@@ -429,6 +438,8 @@ class Stream(StreamInfo):
         if self.finished:
             return
         self.finished = True
+        if self.upgrade is not None and self.response_code == 101:
+            self.manager.stats.downstream_cx_upgrades_active -= 1
         if self.upstream is not None or self.pool is not None or self.retry is not None or self.body:
             self.manager.router.abandon(self)
         conn = self.conn

@@ -6,7 +6,9 @@ import errno
 import socket
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
+from ctypes import addressof, create_string_buffer
 from pathlib import Path
+from struct import pack
 
 from proxy.config.model import SocketAddress
 from proxy.log import get
@@ -17,8 +19,30 @@ OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 PAUSE = 0.2
 """Seconds without accepting after running out of descriptors or memory; a closing connection ends it sooner."""
 
+ACCEPT_BATCH = 16
+"""Connections taken for one event of the loop where the configuration sets no limit. A round of the loop for each
+connection makes accepting a quarter more expensive."""
+
 LAST_ACCEPTS = 65536
 """Connections taken from the queue of a socket that is being closed, at most."""
+
+HANDSHAKE_PATIENCE = 0.05
+"""Seconds for handshakes that are under way when a socket is to be closed: closing it would reset them."""
+
+WARN_INTERVAL = 10.0
+"""Seconds between warnings of one socket about failed accepts."""
+
+SO_ATTACH_FILTER = 26
+"""asm-generic/socket.h."""
+
+_NO_NEW_HANDSHAKES = b"".join(pack("HBBI", *instruction) for instruction in (
+    (0x30, 0, 0, 13),          # load the byte of the TCP header that has the flags
+    (0x54, 0, 0, 0x12),        # of these SYN and ACK
+    (0x15, 0, 1, 0x02),        # SYN alone?
+    (0x06, 0, 0, 0),           # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # take it
+))
+"""A classic BPF program for a listening socket (linux/filter.h)."""
 
 
 class BindError(Exception):
@@ -33,6 +57,25 @@ def default_backlog() -> int:
         return socket.SOMAXCONN
 
 
+_SOCK_STREAM = int(socket.SOCK_STREAM)
+
+
+class _Accepted4(socket.socket):
+    """An accepted socket. Family and type are plain attributes here: socket.socket makes an enum of each when asked."""
+
+    __slots__ = ()
+    family = socket.AF_INET
+    type = socket.SOCK_STREAM
+
+
+class _Accepted6(socket.socket):
+    """The same for IPv6."""
+
+    __slots__ = ()
+    family = socket.AF_INET6
+    type = socket.SOCK_STREAM
+
+
 class ListenSocket:
     """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop."""
 
@@ -41,11 +84,20 @@ class ListenSocket:
         self.address = address
         self._loop = loop
         self._backlog = backlog
-        self._per_event = range(per_event or 1)
+        self._per_event = range(per_event or ACCEPT_BATCH)
         self._accepted = accepted
         self._sock: socket.socket | None = None
+        self._make: tuple[type[socket.socket], int] = (
+            (_Accepted6, int(socket.AF_INET6)) if ":" in address.host else (_Accepted4, int(socket.AF_INET)))
         self._listening = False
         self._paused: TimerHandle | None = None
+        self._closing: TimerHandle | None = None
+        self._warned_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """The socket exists: bound, listening, or in its last moments."""
+        return self._sock is not None
 
     def bind(self) -> None:
         """Create and bind the socket. Raises BindError."""
@@ -84,7 +136,7 @@ class ListenSocket:
         sock = self._sock
         if sock is None:
             return
-        family = sock.family
+        make, family = self._make
         for _ in self._per_event:
             try:
                 fd, peer = sock._accept()  # type: ignore[attr-defined]
@@ -93,13 +145,15 @@ class ListenSocket:
             except OSError as error:
                 self._accept_failed(error)
                 return
-            self._accepted(socket.socket(family, socket.SOCK_STREAM, 0, fd), peer)
+            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
 
     def _accept_failed(self, error: OSError) -> None:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
         if error.errno in OUT_OF_RESOURCES and self._sock is not None and self._paused is None:
-            log.warning("listener %s: accept failed: %s; trying again in %s s", self.address.text, error.strerror,
-                        PAUSE)
+            now = self._loop.time()
+            if now - self._warned_at > WARN_INTERVAL or not self._warned_at:
+                self._warned_at = now
+                log.warning("listener %s: accept failed: %s; new connections wait", self.address.text, error.strerror)
             self._loop.remove_reader(self._sock)
             self._paused = self._loop.call_later(PAUSE, self.resume)
 
@@ -116,11 +170,26 @@ class ListenSocket:
             if self._sock is not None:
                 self._loop.add_reader(self._sock, self._readable)
 
+    def stop(self) -> None:
+        """Close soon, without losing a client: no handshake begins any more, those under way are finished and served.
+
+        A client whose first packet is dropped tries again a second later and is refused then.
+        """
+        sock = self._sock
+        if sock is None or self._closing is not None:
+            return
+        if not self._listening or not _refuse_handshakes(sock):
+            self.close()
+        else:
+            self._closing = self._loop.call_later(HANDSHAKE_PATIENCE, self.close)
+
     def close(self) -> None:
-        """Stop listening. What the kernel has already queued is accepted and served first."""
+        """Close now. What the kernel has already queued is accepted and served first."""
         sock = self._sock
         if sock is None:
             return
+        if self._closing is not None:
+            self._closing.cancel()
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
@@ -141,4 +210,15 @@ class ListenSocket:
                 if error.errno in OUT_OF_RESOURCES:
                     return
                 continue
-            self._accepted(socket.socket(sock.family, socket.SOCK_STREAM, 0, fd), peer)
+            make, family = self._make
+            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+
+
+def _refuse_handshakes(sock: socket.socket) -> bool:
+    program = create_string_buffer(_NO_NEW_HANDSHAKES, len(_NO_NEW_HANDSHAKES))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pack("HL", len(program) // 8, addressof(program)))
+    except OSError as error:
+        log.debug("SO_ATTACH_FILTER: %s", error.strerror)
+        return False
+    return True

@@ -50,8 +50,8 @@ class ActiveListener:
     """One listener at work."""
 
     __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
-                 "_loggers", "_loop", "_sockets", "config", "connections", "context", "draining", "pending", "stat_prefix",
-                 "stats", "stopped")
+                 "_loggers", "_loop", "_sockets", "config", "connections", "context", "draining", "pending",
+                 "stat_prefix", "stats", "stopped")
 
     def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
         self.config = config
@@ -114,17 +114,19 @@ class ActiveListener:
             listen_socket.start()
 
     def stop(self) -> None:
-        """Close the listening sockets; connections that are open or queued are not touched."""
+        """Close the listening sockets within a moment; connections that are open or begun are not touched."""
         self.stopped = True
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
         for listen_socket in self._sockets:
-            listen_socket.close()
+            listen_socket.stop()
 
     def close(self) -> None:
         """Close the listening sockets and cut every connection: the worker ends."""
         self.stop()
+        for listen_socket in self._sockets:
+            listen_socket.close()
         for pending in list(self.pending):
             pending.close()
         for protocol in list(self.connections.values()):
@@ -171,7 +173,7 @@ class ActiveListener:
         stats = self.stats
         stats.downstream_cx_total += 1
         stats.downstream_cx_active += 1
-        protocol = self.connections[connection] = chain.protocol(connection)
+        protocol = chain.protocol(connection)
         opening = self._loop.connect_accepted_socket(lambda: protocol, connection.sock)
         try:
             # Starts the transport; what is left of the coroutine only waits for connection_made, which the loop calls
@@ -182,9 +184,14 @@ class ActiveListener:
             connection.sock.close()
             self.connection_closed(connection, self._loop.time())
             return
+        self._loop.call_soon(self._opened, opening, connection, protocol)
+
+    def _opened(self, opening: Coroutine[Any, Any, Any], connection: Connection, protocol: ClosableProtocol) -> None:
+        # Runs right after connection_made: the coroutine has nothing left to wait for.
+        try:
+            opening.send(None)
         except StopIteration:
-            return
-        self._loop.call_soon(_finish, opening)
+            self.connections[connection] = protocol
 
     def _no_chain(self, connection: Connection) -> None:
         self.stats.no_filter_chain_match += 1
@@ -239,13 +246,3 @@ class ActiveListener:
         self.draining = True
         if close_after is not None and self._close_timer is None and not self.stopped:
             self._close_timer = self._loop.call_later(close_after, self.stop)
-
-
-def _finish(opening: Coroutine[Any, Any, Any]) -> None:
-    # connection_made has been called: let the coroutine return.
-    try:
-        opening.send(None)
-    except StopIteration:
-        return
-    except OSError as error:
-        log.debug("new connection: %s", error.strerror)

@@ -27,8 +27,8 @@ speaks first would wait for ever."""
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _FIRST_PEEK = 2048
-_ESTABLISHED = 1
-"""TCP_ESTABLISHED of netinet/tcp.h."""
+_ESTABLISHED, _CLOSED = 1, 7
+"""TCP_ESTABLISHED and TCP_CLOSE of netinet/tcp.h."""
 
 Step = Callable[["ActiveTcpSocket"], bool]
 """One filter at work: True when it is done, False when it waits for data."""
@@ -151,14 +151,25 @@ class ActiveTcpSocket:
         if len(self.data) == before:
             # Woken without new data: the end of the stream, or the kernel is short of memory. Either way this is all.
             self.eof = True
+            return not self._reset()
         return True
 
+    def _reset(self) -> bool:
+        # Bytes that came before a RST can still be read: only the state tells.
+        if self._state() != _CLOSED:
+            return False
+        self._gone()
+        return True
+
+    def _state(self) -> int:
+        return self.connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
     def _wait(self) -> bool:
-        """Be woken for more data; False when no more will come."""
+        """Be woken for more data, unless the connection is gone; False when no more will come."""
         sock = self.connection.sock
         if self.data:
-            if self.eof or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED:
-                return False
+            if self.eof or self._state() != _ESTABLISHED:
+                return self._reset()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self.data) + 1)
         if not self._reading:
             self._reading = True

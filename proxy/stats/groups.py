@@ -15,6 +15,8 @@ Gauge = int
 """Additive over workers."""
 Level = int
 """A gauge that every worker knows alike (members of a cluster): the largest is shown."""
+Shared = int
+"""A counter of what every worker does for itself (resolving a cluster's name): the largest is shown."""
 Histogram = dict[int, int]
 """value (ms, or a count) -> how often since the last flush."""
 
@@ -22,12 +24,13 @@ Histogram = dict[int, int]
 class Snapshot:
     """Statistics of one worker (or the sum of several) by full name."""
 
-    __slots__ = ("counters", "gauges", "histograms", "levels")
+    __slots__ = ("counters", "gauges", "histograms", "levels", "shared")
 
     def __init__(self) -> None:
         self.counters: dict[str, int] = {}
         self.gauges: dict[str, int] = {}
         self.levels: dict[str, int] = {}
+        self.shared: dict[str, int] = {}
         self.histograms: dict[str, dict[int, int]] = {}
 
     def to_wire(self) -> dict[str, Any]:
@@ -44,14 +47,14 @@ class Snapshot:
 
 
 class StatGroup:
-    """Base of all groups. Annotations ``Counter``, ``Gauge``, ``Level``, ``Histogram`` become attributes: 0 or {}."""
+    """Base of all groups. Annotations with the name of a kind (``Counter``, ...) become attributes, set to 0 or {}."""
 
     __slots__ = ("prefix",)
     KINDS: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
         own = {n: k for n, k in cls.__dict__.get("__annotations__", {}).items()
-               if k in ("Counter", "Gauge", "Level", "Histogram")}
+               if k in ("Counter", "Gauge", "Level", "Shared", "Histogram")}
         cls.KINDS = {**cls.KINDS, **own}
 
     def __init__(self, prefix: str) -> None:
@@ -70,6 +73,8 @@ class StatGroup:
                 out.gauges[f"{prefix}.{name}"] = value
             elif kind == "Level":
                 out.levels[f"{prefix}.{name}"] = value
+            elif kind == "Shared":
+                out.shared[f"{prefix}.{name}"] = value
             elif flush and value:
                 out.histograms[f"{prefix}.{name}"] = value
                 setattr(self, name, {})
@@ -181,7 +186,6 @@ class HttpStats(ListenerHttpStats):
     downstream_rq_tx_reset: Counter
     downstream_rq_non_relative_path: Counter
     downstream_rq_response_before_rq_complete: Counter
-    downstream_rq_too_large: Counter
     downstream_rq_timeout: Counter
     downstream_rq_header_timeout: Counter
     downstream_rq_idle_timeout: Counter
@@ -196,7 +200,6 @@ class HttpStats(ListenerHttpStats):
     rq_total: Counter
     rq_redirect: Counter
     rq_direct_response: Counter
-    rq_reset_after_downstream_response_started: Counter
     __slots__ = tuple(__annotations__)
 
     def collect(self, out: Snapshot, flush: bool) -> None:
@@ -218,7 +221,35 @@ class TracingStats(StatGroup):
     __slots__ = tuple(__annotations__)
 
 
-class ClusterStats(StatGroup):
+class CodeStats(StatGroup):
+    """Response codes: ``codes`` (with the internal ones among them) and ``retry_codes`` of swallowed responses."""
+
+    codes: dict[int, int]
+    internal_codes: dict[int, int]
+    retry_codes: dict[int, int]
+    __slots__ = tuple(__annotations__)
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self.codes = {}
+        self.internal_codes = {}
+        self.retry_codes = {}
+
+    def collect(self, out: Snapshot, flush: bool) -> None:
+        super().collect(out, flush)
+        out.counters[f"{self.prefix}.upstream_rq_completed"] = 0
+        internal = self.internal_codes
+        external = {c: n - internal.get(c, 0) for c, n in self.codes.items()}
+        for scope, codes in (("", self.codes), ("internal.", internal), ("external.", external),
+                             ("retry.", self.retry_codes)):
+            for code, count in codes.items():
+                if count:
+                    for name in (str(code), f"{code // 100}xx", "completed"):
+                        key = f"{self.prefix}.{scope}upstream_rq_{name}"
+                        out.counters[key] = out.counters.get(key, 0) + count
+
+
+class ClusterStats(CodeStats):
     """``cluster.<alt_stat_name or name>``.
 
     ``codes``, ``internal_codes`` and ``retry_codes`` (code -> count) become upstream_rq_<code>, _<class>, _completed.
@@ -276,12 +307,12 @@ class ClusterStats(StatGroup):
     upstream_flow_control_drained_total: Counter
     bind_errors: Counter
     original_dst_host_invalid: Counter
-    update_attempt: Counter
-    update_success: Counter
-    update_failure: Counter
-    update_empty: Counter
-    update_no_rebuild: Counter
-    membership_change: Counter
+    update_attempt: Shared
+    update_success: Shared
+    update_failure: Shared
+    update_empty: Shared
+    update_no_rebuild: Shared
+    membership_change: Shared
     membership_total: Level
     membership_healthy: Level
     membership_degraded: Level
@@ -289,32 +320,25 @@ class ClusterStats(StatGroup):
     max_host_weight: Level
     warming_state: Level
     lb_healthy_panic: Counter
-    codes: dict[int, int]
-    internal_codes: dict[int, int]
-    retry_codes: dict[int, int]
+    internal_rq_time: dict[int, int]
+    """The share of internal requests in upstream_rq_time."""
     __slots__ = tuple(__annotations__)
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
-        self.codes = {}
-        self.internal_codes = {}
-        self.retry_codes = {}
+        self.internal_rq_time = {}
 
     def collect(self, out: Snapshot, flush: bool) -> None:
+        times, internal_times = self.upstream_rq_time, self.internal_rq_time
         super().collect(out, flush)
-        if not out.histograms[f"{self.prefix}.upstream_rq_time"]:
-            # Envoy makes it with the first response; what was flushed before is known to whoever got it.
-            del out.histograms[f"{self.prefix}.upstream_rq_time"]
-        out.counters[f"{self.prefix}.upstream_rq_completed"] = 0
-        internal = self.internal_codes
-        external = {c: n - internal.get(c, 0) for c, n in self.codes.items()}
-        for scope, codes in (("", self.codes), ("internal.", internal), ("external.", external),
-                             ("retry.", self.retry_codes)):
-            for code, count in codes.items():
-                if count:
-                    for name in (str(code), f"{code // 100}xx", "completed"):
-                        key = f"{self.prefix}.{scope}upstream_rq_{name}"
-                        out.counters[key] = out.counters.get(key, 0) + count
+        # Envoy makes these histograms with the first response; what was flushed is known to whoever got it.
+        del out.histograms[f"{self.prefix}.upstream_rq_time"]
+        external_times = {ms: rest for ms, n in times.items() if (rest := n - internal_times.get(ms, 0))}
+        for scope, recorded in (("", times), ("internal.", internal_times), ("external.", external_times)):
+            if recorded:
+                out.histograms[f"{self.prefix}.{scope}upstream_rq_time"] = recorded if flush else {}
+        if flush:
+            self.internal_rq_time = {}
 
 
 class ThresholdStats(StatGroup):

@@ -33,6 +33,12 @@ def width_of(edge: int) -> float:
     return float(10 ** (len(str(edge)) - 2))
 
 
+def bottom_of(edge: int) -> float:
+    """The lower edge as libcircllhist computes it (two digits times a power of ten), which now and then shows."""
+    power: int = 10 ** (len(str(edge)) - 1)
+    return edge / power * power
+
+
 def quantiles(bins: Bins, wanted: Sequence[float] = QUANTILES) -> list[float]:
     """The value at each quantile (ascending, 0.0 to 1.0), NaN for an empty histogram.
 
@@ -52,7 +58,7 @@ def quantiles(bins: Bins, wanted: Sequence[float] = QUANTILES) -> list[float]:
         while upto < rank:
             edge = next(edges)
             below, upto = upto, upto + bins[edge]
-        result.append(edge + width_of(edge) * ((rank - below) / (bins[edge] + 1)))
+        result.append(bottom_of(edge) + width_of(edge) * ((rank - below) / (bins[edge] + 1)))
     return result
 
 
@@ -66,8 +72,9 @@ def approximate_sum(bins: Bins) -> float:
     total = 0.0
     for edge in sorted(bins):
         if edge:
-            upper = edge + width_of(edge)
-            total += bins[edge] * (2.0 * edge * upper / (edge + upper))
+            bottom, width = bottom_of(edge), width_of(edge)
+            # The order of operations is libcircllhist's, to the last bit.
+            total += (bottom + width * (bottom / (bottom + (bottom + width)))) * bins[edge]
     return total
 
 
@@ -77,7 +84,7 @@ def cumulative_buckets(bins: Bins, bounds: Sequence[float] = BUCKETS) -> list[in
     result = []
     at = running = 0
     for bound in bounds:
-        while at < len(edges) and edges[at] <= bound:
+        while at < len(edges) and bottom_of(edges[at]) <= bound:
             running += bins[edges[at]]
             at += 1
         result.append(running)

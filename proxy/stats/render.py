@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from proxy.stats.histogram import BUCKETS, Bins, cumulative_buckets, disjoint_buckets, quantiles, width_of
+from proxy.stats.histogram import BUCKETS, Bins, bottom_of, cumulative_buckets, disjoint_buckets, quantiles, width_of
 from proxy.stats.selection import HistogramView, Selected
 
 SUMMARY, CUMULATIVE, DISJOINT, DETAILED, NATIVE = "summary", "cumulative", "disjoint", "detailed", "prometheusnative"
@@ -42,7 +42,7 @@ def _histogram_text(view: HistogramView, buckets: str) -> str:
 
 
 def _bins_text(bins: Bins) -> str:
-    return ", ".join(f"{edge},{decimal(width_of(edge))}:{bins[edge]}" for edge in sorted(bins))
+    return ", ".join(f"{bottom_of(edge):g},{width_of(edge):g}:{bins[edge]}" for edge in sorted(bins))
 
 
 def as_json(selected: Selected, buckets: str = SUMMARY) -> str:
@@ -76,7 +76,8 @@ def _quantiles_json(view: HistogramView) -> list[dict[str, float | None]]:
 
 
 def _bins_json(bins: Bins) -> list[dict[str, float | None]]:
-    return [{"lower_bound": edge, "width": _plain(width_of(edge)), "count": bins[edge]} for edge in sorted(bins)]
+    return [{"lower_bound": _plain(bottom_of(edge)), "width": _plain(width_of(edge)), "count": bins[edge]}
+            for edge in sorted(bins)]
 
 
 def _plain(value: float) -> float | None:

@@ -28,7 +28,7 @@ WITNESSES = {
 }
 """Gauges that go up and down between two looks -> the counter beside them that tells whether they were ever written."""
 
-UNSET_LEVELS = frozenset(("max_host_weight",))
+UNSET_LEVELS = frozenset(("hot_restart_epoch", "max_host_weight"))
 """Levels that nothing writes before they have a value."""
 
 

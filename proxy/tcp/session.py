@@ -86,9 +86,10 @@ class UpstreamConnection(asyncio.Protocol):
 class TcpSession(ConnectionInfo, asyncio.Protocol):
     """The client's side, and the session as a whole with its log fields."""
 
-    __slots__ = ("_closed", "_cluster", "_counted_received", "_counted_sent", "_dial", "_early", "_eof",
-                 "_finished", "_held", "_host", "_idle", "_lost", "_name", "_opened_at", "_proxy", "_until", "_upstream",
-                 "_upstream_closed_by_us", "active_at", "connection", "deadline", "forward", "now", "original_dst", "transport", "write")
+    __slots__ = ("_closed", "_cluster", "_counted_received", "_counted_sent", "_dial", "_early", "_eof", "_finished",
+                 "_held", "_host", "_idle", "_lost", "_name", "_opened_at", "_proxy", "_until", "_upstream",
+                 "_upstream_closed_by_us", "active_at", "connection", "deadline", "forward", "now", "original_dst",
+                 "transport", "write")
 
     transport: asyncio.Transport
     write: Callable[[bytes], None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.config import model
 from proxy.config.model import SocketAddress
-from proxy.stats.groups import ClusterStats, HostStats, ThresholdStats
+from proxy.stats.groups import ClusterStats, CodeStats, HostStats, ThresholdStats
 from proxy.upstream.lb import POLICIES, LoadBalancer
 from proxy.upstream.pool import Pool
 
@@ -86,6 +86,8 @@ class Cluster:
             Breaker(config.default, registry.group(ThresholdStats, f"{prefix}.circuit_breakers.default")),
             Breaker(config.high, registry.group(ThresholdStats, f"{prefix}.circuit_breakers.high")),
         )
+        self.alternatives: dict[str, CodeStats] = {}
+        """By x-envoy-upstream-alt-stat-name."""
         self.hosts: Sequence[Host] = ()
         self._lb: LoadBalancer | None = None
         if config.type == model.STATIC:
@@ -104,7 +106,10 @@ class Cluster:
     def choose(self, lb: Any) -> Host | None:
         """The host for a request (``lb`` has LbContext's attributes); None when there is none."""
         balancer = self._lb
-        return None if balancer is None else balancer.choose()
+        if balancer is None:
+            self.stats.lb_healthy_panic += 1
+            return None
+        return balancer.choose()
 
     async def start(self) -> None:
         """Become ready: resolve names where that is needed."""

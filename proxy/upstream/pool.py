@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from proxy.upstream.cluster import Breaker, Cluster, Host
 
 OVERFLOW_PENDING = DialFailure(b"overflow")
-"""Given to ``pool_failed`` when the circuit breaker refuses the request."""
+OVERFLOW_ACTIVE = DialFailure(b"overflow")
+"""Given to ``pool_failed`` when the circuit breaker refuses the request: no place to wait, or one request too many."""
 
 
 class PoolUser(Protocol):
@@ -28,7 +29,7 @@ class PoolUser(Protocol):
         """The connection is this request's alone until it is released."""
 
     def pool_failed(self, failure: DialFailure) -> None:
-        """No connection: connect failure, timeout, or ``OVERFLOW_PENDING``."""
+        """No connection: connect failure, timeout, or one of the overflows."""
 
 
 class Pool:
@@ -129,7 +130,7 @@ class Pool:
 
     def _overflow(self, user: PoolUser) -> None:
         self._cluster.stats.upstream_rq_active_overflow += 1
-        user.pool_failed(OVERFLOW_PENDING)
+        user.pool_failed(OVERFLOW_ACTIVE)
 
     def _assign(self, connection: ClientConnection, user: PoolUser) -> None:
         self.assigned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -80,6 +81,10 @@ def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
     cases = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
     proxies = Pool(tmp_path_factory.mktemp("proxies"), [case.config for case in cases if hasattr(case, "config")])
-    yield proxies
-    proxies.stop()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the proxies would outlive us
+    try:
+        yield proxies
+    finally:
+        proxies.stop()
+        signal.signal(signal.SIGTERM, before)
     assert not proxies.wrong, "\n".join(proxies.wrong)

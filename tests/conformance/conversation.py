@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.conformance.dsl import OK, Case, Op, Turn, request, send
+from tests.conformance.ports import free_port
 from tests.conformance.wire import Ended, Stuck, Wire
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ class Conversation:
     def _connect(self, peer: str, listener: str) -> None:
         opened = 1 + sum(1 for key in self.seen.clients if key.split("#")[0] == peer)
         key = peer if opened == 1 else f"{peer}#{opened}"
-        sock = socket.create_connection(("127.0.0.1", self.proxy.ports[listener]), self.patience)
+        # A port of our own: one that the kernel picks may also be picked for a connection of the proxy.
+        source = ("127.0.0.1", free_port())
+        sock = socket.create_connection(("127.0.0.1", self.proxy.ports[listener]), self.patience, source)
         self._current[peer] = self.seen.clients[key] = Wire(sock, self.patience)
         self.seen.client_ports[sock.getsockname()[1]] = key
 

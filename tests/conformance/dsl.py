@@ -206,6 +206,7 @@ class Case:
     meant for upstream `a`. `log` is the number of access-log lines to wait for. `stats` are the statistics whose
     growth is compared; placeholders work in them. `loose` holds pairs of a pattern and its replacement, for what this
     case makes volatile. `rejoin` compares chunked bodies by content, where the proxy's reads decide their framing.
+    `refused` is part of the error with which we refuse the configuration as not supported yet: the case waits for it.
     """
 
     name: str
@@ -217,6 +218,7 @@ class Case:
     loose: tuple[tuple[str, str], ...] = ()
     rejoin: bool = False
     differs: Differs | None = None
+    refused: str = ""
 
     def ops(self) -> list[Op]:
         """The client's steps, spelled out."""

@@ -13,6 +13,8 @@ from tests.conformance.wire import Wire
 
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 _ADDRESS = re.compile(r"\b(\d+\.\d+\.\d+\.\d+):(\d{1,5})\b")
+_UPSTREAM = re.compile(r'("[\d.]+:)(\d+)(" \S+ [\d.]+:)(\d+) ')
+"""In the access log: upstream host, cluster, upstream local address."""
 _DATE = re.compile(
     r"(?m)^(date: )(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) 20\d\d "
     r"\d\d:\d\d:\d\d GMT\r$"
@@ -55,6 +57,7 @@ class _Names:
     def __init__(self, seen: Seen, case: Case, proxy: Proxy) -> None:
         self._seen = seen
         self._ports: dict[int, str] = dict(proxy.names)
+        self._connections: dict[tuple[int, int], str] = {}
         self._members: dict[str, dict[str, str]] = {}
         self._uuids: dict[str, str] = {}
         self._given = {_mask(found) for op in case.ops() if op.kind == "send" for found in _uuids_in(op.data)}
@@ -63,7 +66,8 @@ class _Names:
         for connection in seen.accepted:
             group = connection.group
             counts[group] = counts.get(group, 0) + 1
-            self._ports[connection.source[1]] = f"{group}'s connection {counts[group]}"
+            upstream = proxy.ports[f"up:{group}/{connection.member}" if connection.member else f"up:{group}"]
+            self._connections[upstream, connection.source[1]] = f"{group}'s connection {counts[group]}"
             members = self._members.setdefault(group, {})
             members.setdefault(connection.member, f"{group}:{len(members) + 1}" if connection.member else group)
         for port, name in proxy.names.items():
@@ -85,6 +89,10 @@ class _Names:
         text = _ADDRESS.sub(self._address, text)
         return _UUID.sub(self._uuid, text)
 
+    def replace_in_log(self, line: str) -> str:
+        """The same, and the proxy's own port of an upstream connection, known by both its ends."""
+        return self.replace(_UPSTREAM.sub(self._connection, line))
+
     def port(self, number: str) -> str:
         """The name of a port, or the number if it is no port of this run."""
         return self._ports.get(int(number), number)
@@ -94,6 +102,10 @@ class _Names:
         if port in self._ports:
             return f"{ip}:<{self._ports[port]}>"
         return match[0] if port < 10000 else f"{ip}:<port>"
+
+    def _connection(self, match: re.Match[str]) -> str:
+        name = self._connections.get((int(match[2]), int(match[4])), "no connection that was used")
+        return f"{match[1]}{match[2]}{match[3]}<{name}> "
 
     def _uuid(self, match: re.Match[str]) -> str:
         text = match[0]
@@ -162,7 +174,7 @@ def _rejoin(text: str) -> str:
 
 def _log_line(line: str, names: _Names) -> str:
     line = _LOG_TIMES.sub(lambda match: f"[<t>] {match[1]} <ms> {'-' if match[2] == '-' else '<ms>'} ", line)
-    return names.replace(line)
+    return names.replace_in_log(line)
 
 
 def _loosen(line: str, case: Case) -> str:

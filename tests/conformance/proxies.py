@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tests.conformance.conversation import Conversation
 from tests.conformance.dsl import Config, msg
+from tests.conformance.ports import free_port
 from tests.conformance.wire import Ended, Stuck, Wire
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,33 +34,12 @@ _OPEN = {
 }
 
 
-_ports_given: set[int] = set()
-"""Ports are chosen before the proxy binds them: none is given twice."""
-_ports_lock = threading.Lock()
-
-
 class NotStarted(Exception):
     """The proxy did not become ready; the text says why."""
 
 
 class Gone(Exception):
-    """The proxy does not answer on its admin interface any more."""
-
-
-def free_port() -> int:
-    """A port that nobody uses, below the range from which the kernel picks ports of outgoing connections."""
-    while True:
-        port = random.randint(10000, 32000)
-        with _ports_lock:
-            if port in _ports_given:
-                continue
-            _ports_given.add(port)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    """The proxy does not answer on its admin interface as it should."""
 
 
 def _middle_cut(text: str) -> str:
@@ -206,7 +185,8 @@ class Proxy:
     def _stats(self, pattern: str) -> dict[str, int]:
         quoted = "".join(c if c.isalnum() or c in "._|-" else f"%{ord(c):02X}" for c in pattern)
         status, body = self.admin("GET", f"/stats?filter={quoted}")
-        assert status == 200, f"/stats?filter={pattern}: {status} {body}"
+        if status != 200:
+            raise Gone(f"/stats: {status} {body}")
         pairs = (line.rsplit(": ", 1) for line in body.splitlines())
         return {name: int(value) for name, value in pairs if value.isdigit()}
 

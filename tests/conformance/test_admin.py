@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import pprint
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,7 +177,10 @@ def ask(proxy: Proxy, method: str, path: str) -> tuple[str, str]:
 def test_call(case: Call, pair: dict[str, Proxy]) -> None:
     """The answers agree in what the call's view shows."""
     theirs, ours = (case.view(pair[role], *ask(pair[role], case.method, case.path)) for role in ("oracle", "subject"))
-    assert ours == theirs
+    if ours != theirs:
+        expected, got = (pprint.pformat(side, width=110).splitlines() for side in (theirs, ours))
+        diff = difflib.unified_diff(expected, got, "Envoy", "ours", n=2, lineterm="")
+        pytest.fail("\n".join(diff), pytrace=False)
     assert not pair["subject"].new_complaints() or SUBJECT == "envoy"
 
 
@@ -187,13 +192,15 @@ def stat_names(proxy: Proxy, query: str = "") -> set[str]:
 
 def test_statistics_have_envoys_names(pair: dict[str, Proxy]) -> None:
     """We invent no name."""
-    assert stat_names(pair["subject"]) - stat_names(pair["oracle"]) == set()
+    invented = stat_names(pair["subject"]) - stat_names(pair["oracle"])
+    assert not invented, sorted(invented)
 
 
 def test_used_statistics_are_all_there(pair: dict[str, Proxy]) -> None:
     """What Envoy has written after the same traffic, we have written too."""
     query = "usedonly&type=Counters"
-    assert stat_names(pair["oracle"], query) - stat_names(pair["subject"], query) == set()
+    missing = stat_names(pair["oracle"], query) - stat_names(pair["subject"], query)
+    assert not missing, sorted(missing)
 
 
 def test_help_lists_only_envoys_paths(pair: dict[str, Proxy]) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conformance.conftest import KINDS, Pool
 from tests.conformance.dsl import Config
-from tests.conformance.proxies import COMMANDS, REPOSITORY, START_PATIENCE, free_port
+from tests.conformance.ports import free_port
+from tests.conformance.proxies import COMMANDS, REPOSITORY, START_PATIENCE
 from tests.conformance.snippets import BASIC, A, bootstrap, http
 
 pytestmark = pytest.mark.conformance

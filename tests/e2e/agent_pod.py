@@ -181,7 +181,10 @@ class AgentPod:
             assert self.process.poll() is None, f"{self.out}\n{self.err}"
             return fetch(self.probe, "/healthz/ready")[0] == 200
 
-        eventually("readiness", condition)
+        try:
+            eventually("readiness", condition)
+        except AssertionError as error:
+            raise AssertionError(f"{error} in:\n{self.out}\n{self.err}") from None
 
     def signal(self, number: int) -> None:
         assert self.process is not None

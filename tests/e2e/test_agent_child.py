@@ -35,7 +35,7 @@ def make_pod(tmp_path: Path) -> Iterator[MakePod]:
         yield make
 
 
-RUN = "print('up', flush=True)\nwhile True: time.sleep(3600)"
+RUN = "print('program started', flush=True)\nwhile True: time.sleep(3600)"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + RUN
 
 
@@ -115,7 +115,7 @@ def test_admin_port_without_a_listener(make_pod: MakePod) -> None:
     """Readiness says why it is not there; the drain is logged as failed, its time is given all the same."""
     pod = make_pod(RUN, terminationDrainDuration="0.2s")
     pod.start()
-    pod.logged("up")
+    pod.logged("program started")
     assert fetch(pod.status, "/healthz/ready")[0] == 503
     pod.logged(
         "The proxy is not ready: GET /stats?usedonly&filter=^(server[.]state|listener_manager[.]workers_started)$"
@@ -132,7 +132,7 @@ def test_admin_port_that_never_answers(make_pod: MakePod) -> None:
     pod = make_pod(RUN, terminationDrainDuration="3600s")
     with socket.create_server(("127.0.0.1", pod.admin)) as admin:
         pod.start()
-        pod.logged("up")
+        pod.logged("program started")
         pod.signal(signal.SIGTERM)
         connection, _ = admin.accept()
         with connection:
@@ -144,7 +144,7 @@ def test_admin_port_that_never_answers(make_pod: MakePod) -> None:
 def test_proxy_that_ignores_sigterm_is_killed(make_pod: MakePod) -> None:
     pod = make_pod(STUBBORN, terminationDrainDuration="0s")
     pod.start()
-    pod.logged("up")
+    pod.logged("program started")
     pod.signal(signal.SIGTERM)
     assert pod.ended() == 0
     assert "proxy is killed: still running 3s after SIGTERM" in pod.out
@@ -153,7 +153,7 @@ def test_proxy_that_ignores_sigterm_is_killed(make_pod: MakePod) -> None:
 def test_third_signal_kills_at_once(make_pod: MakePod) -> None:
     pod = make_pod(STUBBORN, terminationDrainDuration="3600s")
     pod.start()
-    pod.logged("up")
+    pod.logged("program started")
     for text in ("SIGTERM: draining", "SIGTERM again", "SIGINT once more"):
         pod.signal(getattr(signal, text.split()[0].rstrip(":")))
         pod.logged(f"received {text}")
@@ -180,7 +180,7 @@ def test_annotations_and_mesh_configuration_are_read(make_pod: MakePod) -> None:
     pod.logged("--concurrency 3\n")
     pod.logged("annotation proxy.istio.io/config: unknown ProxyConfig field 'unheardOf' is ignored")
     pod.logged("environment variable EXIT_ON_ZERO_ACTIVE_CONNECTIONS is not honoured yet")
-    pod.logged("up")
+    pod.logged("program started")
     pod.signal(signal.SIGINT)
     assert pod.ended() == 0
 
@@ -189,7 +189,7 @@ def test_admin_port_of_the_file_is_compared(make_pod: MakePod) -> None:
     pod = make_pod(RUN, proxyAdminPort=1)
     pod.start()
     pod.logged(f"customConfigFile has its admin on port {pod.admin}, but ProxyConfig proxyAdminPort is 1")
-    pod.logged("up")
+    pod.logged("program started")
     pod.signal(signal.SIGKILL)
     pod.ended()
 

@@ -87,7 +87,7 @@ def test_proxy_killed(make_pod: MakePod) -> None:
     pod.ready()
     os.kill(pod.child(), signal.SIGKILL)
     assert pod.ended() == 255
-    assert "Error: the proxy was killed by SIGKILL (9)" in pod.err
+    assert "Error: the proxy was killed by SIGKILL (9) (out of memory?)" in pod.err
 
 
 def test_proxy_killed_during_the_drain(make_pod: MakePod) -> None:

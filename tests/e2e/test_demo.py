@@ -76,7 +76,7 @@ def test_demo_passes_and_leaves_nothing(kind: list[str], tmp_path: Path) -> None
     text = demo.text()
     assert status == 0, text
     assert "FAIL" not in text and "Traceback" not in text, text
-    assert text.count("ok   ") == (24 if not kind else 19), text
+    assert text.count("ok   ") == (25 if not kind else 20), text
     assert "0 failed" in text and "Try next:" in text
     assert not demo.remains()
 
@@ -114,3 +114,11 @@ def test_proxy_that_does_not_start_fails_the_demo(kind: list[str], tmp_path: Pat
     assert demo.popen.wait(SECONDS) == 1, demo.text()
     assert "FAIL the sidecar did not become ready" in demo.text()
     assert not demo.remains()
+
+
+def test_short_soak_finds_no_leak() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "demo.soak", "--seconds", "2"], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout and done.stdout.count("ok   ") == 7

@@ -100,6 +100,9 @@ def counted(name: str = "a") -> tuple[str, ...]:
 
 
 E503 = reply(503, b"busy")
+E503_LAST = reply(503, b"busy", "connection: close")
+LAST = reply(200, b"ok", "connection: close")
+"""The next request opens a connection: on a reused one that ends we try once more by ourselves."""
 CUT = (request(), close())
 SILENT = (request(), end())
 
@@ -115,10 +118,11 @@ CASES = [
     Case("retry-body-too-large", RETRIES, [post("/5xx", b"x" * 1200000)], [E503],
          stats=(*counted(), "cluster.a.retry_or_shadow_abandoned")),
     Case("retry-gateway-error", RETRIES, [get("/gateway"), get("/gateway"), get("/gateway")],
-         [reply(500), reply(502), OK, CUT, OK], log=3, stats=counted()),
-    Case("retry-reset", RETRIES, [get("/reset"), get("/reset")], [E503, (request(), reset())], log=2, stats=counted()),
+         [reply(500), reply(502), LAST, CUT, OK], log=3, stats=counted()),
+    Case("retry-reset", RETRIES, [get("/reset"), get("/reset")], [E503_LAST, (request(), reset())], log=2,
+         stats=counted()),
     Case("retry-reset-before-request", RETRIES, [get("/before")], [CUT], stats=counted()),
-    Case("retry-reset-before-request-reused", RETRIES, [get("/plain"), get("/before")], [OK, CUT], log=2,
+    Case("retry-reset-before-request-reused", RETRIES, [get("/plain"), post("/before", b"hello")], [OK, CUT], log=2,
          stats=counted()),
     Case("retry-connect-failure-not-after-accept", RETRIES, [get("/connect")], [CUT], stats=counted()),
     Case("retry-garbage", RETRIES, [get("/5xx"), get("/reset")],
@@ -146,7 +150,7 @@ CASES = [
          [E503, E503], log=2, stats=counted()),
     Case("retries-zero", RETRIES, [get("/zero")], [E503], stats=counted()),
     Case("retry-policy-of-the-virtual-host", RETRIES, [get("/plain")], [E503], stats=counted()),
-    Case("istio-policy", RETRIES, [get("/istio"), get("/istio"), get("/istio")], [E503, OK, CUT, reply(500)], log=3,
+    Case("istio-policy", RETRIES, [get("/istio"), get("/istio"), get("/istio")], [E503, LAST, CUT, reply(500)], log=3,
          stats=counted()),
     Case("retry-overflow", RETRIES, [get("/budget")], [E503], stats=counted("no_retries")),
     Case("retry-not-after-headers", RETRIES, [send(get("/5xx")), end()],
@@ -159,7 +163,8 @@ CASES = [
     Case("retry-buffer-overflows-between-tries", SMALL_BUFFER,
          [send(msg("POST / HTTP/1.1", "Host: x", "Content-Length: 100", body=b"hello")), wait("failed"),
           send(b"x" * 50), response(), end()],
-         [(head(), recv(5), send(E503), end(), signal("failed"))], stats=counted()),
+         [(head(), recv(5), send(E503), end(), signal("failed"))], stats=counted(),
+         refused="per_request_buffer_limit_bytes: is not supported yet"),
     Case("attempt-count-of-the-client", RETRIES, [get("/5xx", "x-envoy-attempt-count: 7")]),
     Case("retry-moves-round-robin", RETRIES, [get("/group"), get("/group")], {"group": [E503, E503, OK, E503]}, log=2),
     Case("retry-after-close-on-accept", RETRIES, [get("/reset"), get("/connect")], [(accept(), close())], log=2,

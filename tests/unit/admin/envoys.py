@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,11 @@ class Envoy:
             return response.status
         finally:
             connection.close()
+
+    def hold(self, listener: str, seconds: float) -> None:
+        """Open a connection to a listener and close it so much later."""
+        with socket.create_connection(("127.0.0.1", self.port_of(listener)), PATIENCE):
+            time.sleep(seconds)
 
     def stop(self) -> None:
         """End it."""

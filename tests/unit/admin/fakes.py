@@ -6,12 +6,11 @@ import asyncio
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import uvloop
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from envoys import Reply
 from google.protobuf.json_format import ParseDict
@@ -54,13 +53,13 @@ def cluster_status(cluster: Any) -> dict[str, Any]:
             if thresholds.HasField(name):
                 limits[thresholds.priority][name] = getattr(thresholds, name).value
     return {
-        "name": cluster.name, "observability_name": cluster.alt_stat_name or cluster.name, "added_via_api": False,
-        "circuit_breakers": {"default": limits[0], "high": limits[1]},
+        "name": cluster.name, "observability_name": cluster.alt_stat_name or cluster.name,
+        "thresholds": [limits[0], limits[1]],
         "hosts": [{"address": f"{host.endpoint.address.socket_address.address}:"
                               f"{host.endpoint.address.socket_address.port_value}",
                    "hostname": host.endpoint.hostname, "weight": host.load_balancing_weight.value or 1,
                    "region": group.locality.region, "zone": group.locality.zone, "sub_zone": group.locality.sub_zone,
-                   "priority": 0, "health_flags": "healthy", "canary": False, "stats": dict.fromkeys(HOST_STATS, 0)}
+                   "stats": dict.fromkeys(HOST_STATS, 0)}
                   for group in cluster.load_assignment.endpoints for host in group.lb_endpoints]}
 
 
@@ -97,7 +96,7 @@ class FakeServer:
         if self.stuck is not None:
             await self.stuck.wait()
         copy = Snapshot()
-        for name in ("counters", "gauges", "levels"):
+        for name in ("counters", "gauges", "levels", "shared"):
             setattr(copy, name, dict(getattr(self.workers, name)))
         return copy
 
@@ -127,9 +126,9 @@ class FakeServer:
 class Running:
     """The admin interface of a fake server at work, on a loop in a thread of its own."""
 
-    def __init__(self, server: FakeServer) -> None:
+    def __init__(self, server: FakeServer, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self.server = server
-        self._loop = server.loop = uvloop.new_event_loop()
+        self._loop = server.loop = new_loop()
         self.errors: list[dict[str, Any]] = []
         self._loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -178,9 +177,10 @@ class Running:
 
 
 @contextmanager
-def serving(server: FakeServer) -> Iterator[Running]:
+def serving(server: FakeServer, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+            ) -> Iterator[Running]:
     """Serve while the block runs."""
-    running = Running(server)
+    running = Running(server, new_loop)
     try:
         yield running
     finally:

@@ -8,15 +8,16 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 from fakes import PATIENCE, FakeServer, Running, serving
 
 from proxy.admin import protocol, server
 from proxy.config import model
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    with serving(FakeServer()) as one:
+@pytest.fixture(scope="module", params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    with serving(FakeServer(), request.param) as one:
         yield one
 
 
@@ -117,7 +118,7 @@ def test_a_flood_of_pipelined_requests_ends_the_connection(running: Running) -> 
 
 
 def test_silent_clients_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(protocol, "IDLE_TIMEOUT", 0.4)
     with serving(FakeServer()) as running:
         assert talk(running) == b""
         assert talk(running, head()).endswith(b"0\r\n\r\n")  # after the answer too
@@ -231,13 +232,14 @@ def test_requests_are_logged() -> None:
     admin = model.Admin(access_logs=(model.AccessLog("/dev/null", "x\n"),))
     fake.loaded.bootstrap = dataclasses.replace(fake.loaded.bootstrap, admin=admin)
     with serving(fake) as running:
-        running.request("GET", "/nope?x=1", headers={"user-agent": "tests"})
+        reply = running.request("GET", "/nope?x=1", headers={"user-agent": "tests"})
+        running.until(lambda: fake.lines)
         (info,) = fake.lines
         assert (info.method, info.path, info.protocol, info.response_code) == (b"GET", b"/nope?x=1", b"HTTP/1.1", 404)
         assert info.request_headers.get(b"user-agent") == b"tests"
         assert info.request_headers.get(b":authority") == f"127.0.0.1:{running.address[1]}".encode()
         assert info.request_headers.get(b"x-forwarded-for") not in (None, b"127.0.0.1")
-        assert info.bytes_sent == len(running.get("/nope").text)
+        assert info.bytes_sent == len(reply.text)
 
 
 def test_the_interface_counts_itself() -> None:

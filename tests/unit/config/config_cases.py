@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from proxy.config.errors import ConfigErrors
-from proxy.config.load import Loaded, load_bootstrap
+from proxy.config.load import Loaded, compile_bootstrap, load_bootstrap, parse_document
+from proxy.config.schema import Checker
 
 Json = dict[str, Any]
 
@@ -30,8 +30,10 @@ class Options:
 
 def load(document: Json | str, *, allow_unknown: bool = False) -> Loaded:
     """Compile a document, or a text of YAML."""
-    text = document if isinstance(document, str) else json.dumps(document)
-    return load_bootstrap(Options(config_yaml=text, allow_unknown_static_fields=allow_unknown))
+    if isinstance(document, str):
+        return load_bootstrap(Options(config_yaml=document, allow_unknown_static_fields=allow_unknown))
+    checker = Checker(allow_unknown)
+    return compile_bootstrap(parse_document(document, checker), checker)
 
 
 def errors(document: Json | str, *, allow_unknown: bool = False) -> dict[str, str]:

@@ -224,8 +224,9 @@ def outcome(place: Place, field: FieldDescriptor, change: Callable[[Any], None])
         return "same"
     result, error_paths, seen = compiled(message)
     if error_paths:
-        # The error may be about the other one of two fields that contradict each other.
-        named = [path for path in error_paths if path.startswith(place.path.removesuffix(".google_re2"))]
+        # The error may be about the message as a whole, or about the other of two fields that contradict each other.
+        where = place.path.removesuffix(".google_re2")
+        named = [path for path in error_paths if path.startswith(where) or path and where.startswith(path)]
         elsewhere = (place.descriptor.full_name, field.name) in REFERRED_TO
         return "refused" if named or elsewhere else f"refused without naming it: {error_paths}"
     if result != base_fingerprint():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from prometheus_client import parser
 
 from proxy.config.model import StatsConfig
 from proxy.stats.groups import ClusterStats, HttpStats, ListenerHttpStats, ListenerStats, Registry
@@ -63,7 +64,6 @@ def families_of(output: str) -> list[str]:
 
 @pytest.mark.parametrize("summary", [False, True])
 def test_prometheus_can_read_it(summary: bool) -> None:
-    parser = pytest.importorskip("prometheus_client.parser")
     selected = everything(20)
     output = render(selected, Namer(StatsConfig()), summary)
     samples = [sample for family in parser.text_string_to_metric_families(output) for sample in family.samples]

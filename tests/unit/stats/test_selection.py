@@ -89,7 +89,9 @@ def test_response_codes_of_a_cluster() -> None:
     group.codes = {200: 5, 503: 2}
     group.internal_codes = {200: 1}
     group.retry_codes = {503: 1}
-    group.upstream_rq_time = {3: 2}
+    group.upstream_rq_time, group.internal_rq_time = {3: 2, 4: 1}, {3: 1, 4: 1}
+    group.collect(out, False)
+    assert out.histograms["cluster.a.upstream_rq_time"] == {}  # known, but not flushed yet
     out = Snapshot()
     group.collect(out, True)
     found = {name.removeprefix("cluster.a."): value for name, value in out.counters.items() if value}
@@ -99,5 +101,7 @@ def test_response_codes_of_a_cluster() -> None:
         "internal.upstream_rq_completed": 1, "external.upstream_rq_200": 4, "external.upstream_rq_2xx": 4,
         "external.upstream_rq_503": 2, "external.upstream_rq_5xx": 2, "external.upstream_rq_completed": 6,
         "retry.upstream_rq_503": 1, "retry.upstream_rq_5xx": 1, "retry.upstream_rq_completed": 1}
-    assert out.histograms["cluster.a.upstream_rq_time"] == {3: 2}
-    assert group.upstream_rq_time == {}
+    times = {name.removeprefix("cluster.a."): bins for name, bins in out.histograms.items() if "rq_time" in name}
+    assert times == {"upstream_rq_time": {3: 2, 4: 1}, "internal.upstream_rq_time": {3: 1, 4: 1},
+                     "external.upstream_rq_time": {3: 1}}
+    assert group.upstream_rq_time == group.internal_rq_time == {}
