@@ -34,7 +34,8 @@ class Context:
         self.worker = worker
         self.registry = Registry()
         self.deadlines = Deadlines(loop)
-        self.connection_ids = itertools.count()
+        self.connection_ids = itertools.count(worker, max(1, options.concurrency))
+        """Unique over all workers."""
         self.health_failed = False
         """/healthcheck/fail is in force: every response closes its connection."""
         self._tasks: set[Task[Any]] = set()

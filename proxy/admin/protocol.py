@@ -215,8 +215,8 @@ class AdminProtocol(asyncio.Protocol):
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
+            last = not exchange.keep_alive or exchange.refusal is not None
             if exchange.refusal is not None:
-                self._finishing = True
                 response = exchange.refusal
             elif not exchange.target.startswith(b"/"):
                 response = exchange.refusal = Response(404, "", "")
@@ -225,17 +225,16 @@ class AdminProtocol(asyncio.Protocol):
                 if (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower() == FORM.encode():
                     form = exchange.body.decode("latin-1")
                 response = await self._server.dispatch(parse(exchange.method, exchange.target.decode("latin-1"), form))
-            if not exchange.keep_alive or self._server.closing:
+            if last or self._server.closing:
                 self._finishing = True
-            if self._finishing:
                 self._waiting.clear()
-            self._send(exchange, response)
+            self._send(exchange, response, close=self._finishing and not self._waiting)
             self._server.answered(self, exchange)
         finally:
             self._answering = None
             self._next()
 
-    def _send(self, exchange: Exchange, response: Response) -> None:
+    def _send(self, exchange: Exchange, response: Response, close: bool) -> None:
         body = response.body.encode("utf-8", "surrogateescape")
         exchange.status, exchange.sent = response.status, len(body)
         lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
@@ -249,7 +248,7 @@ class AdminProtocol(asyncio.Protocol):
             lines += [f"content-type: {response.content_type}", "cache-control: no-cache, max-age=0",
                       "x-content-type-options: nosniff"]
         lines += [f"date: {formatdate(time.time(), usegmt=True)}", "server: envoy"]
-        if self._finishing:
+        if close:
             lines.append("connection: close")
         if not local_reply:
             lines.append("transfer-encoding: chunked")

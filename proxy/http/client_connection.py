@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     """Owned by its pool while idle, by one stream while it is busy. Calls the stream's ``upstream_*`` methods."""
 
-    __slots__ = ("_closed_by_us", "_cluster", "_cut", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at", "_pool", "_request_sent", "_reusable", "_stats",
-                 "_until", "deadline", "head", "local_address", "served", "stream", "transport")
+    __slots__ = (
+        "_closed_by_us", "_cluster", "_cut", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at",
+        "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head", "local_address", "served",
+        "stream", "transport",
+    )
 
     transport: asyncio.Transport
 
@@ -136,7 +139,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     def start(self, stream: Stream, head: bytes, head_request: bool, upgrade: bool = False,
               complete: bool = True) -> None:
-        """Send a request head. Unless that is ``complete``, body pieces follow through ``send`` and ``finish_request``."""
+        """Send a request head. Unless that is all (``complete``), ``send`` and ``finish_request`` follow."""
         self.stream = stream
         self.served += 1
         self._request_sent = complete

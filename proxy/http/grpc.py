@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote_from_bytes
 from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
 
 if TYPE_CHECKING:
     from proxy.http.headers import Headers

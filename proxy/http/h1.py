@@ -14,7 +14,10 @@ from typing import ClassVar
 from proxy.http.headers import Field, Headers
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+VISIBLE = rb"[\x21-\x7e\x80-\xff]"
+_FIELD = re.compile(
+    rb"(" + TOKEN + rb"):[ \t]*((?:" + VISIBLE + rb"(?:[\t\x20-\x7e\x80-\xff]*" + VISIBLE + rb")?)?)[ \t]*"
+)
 _FIELD_ANY_VALUE = re.compile(rb"(" + TOKEN + rb"):[^\r\n]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*")
@@ -35,7 +38,7 @@ NEVER_MEMO = frozenset((
 
 
 class HeadError(Exception):
-    """A message that does not follow the grammar. ``status`` is what a server answers, ``details`` Envoy's word for it."""
+    """A message that breaks the grammar. ``status`` is what a server answers, ``details`` Envoy's word for it."""
 
     def __init__(self, details: bytes, status: int = 400) -> None:
         super().__init__(details)
@@ -326,9 +329,9 @@ def parse_fields(lines: list[bytes], max_fields: int) -> Headers:
 
 
 SINGLE = frozenset((
-    b"user-agent", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id", b"content-type", b"via",
-    b"expect", b"upgrade", b"te", b"keep-alive", b"proxy-connection", b"grpc-timeout", b"server", b"date", b"location",
-    b"x-envoy-upstream-service-time",
+    b"user-agent", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id", b"content-type",
+    b"via", b"expect", b"upgrade", b"te", b"keep-alive", b"proxy-connection", b"grpc-timeout", b"server", b"date",
+    b"location", b"x-envoy-upstream-service-time",
 ))
 """Headers that Envoy keeps as one: values of further fields are joined to the first with a comma."""
 

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from proxy.http.h1 import CODEC_ERROR, HeadError, Http1Codec, bare_line_feed, parse_fields, parse_length
-
 from proxy.http.http1_server import STATUS_LINES as SERVER_STATUS_LINES
 
 if TYPE_CHECKING:

@@ -29,7 +29,9 @@ FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 NO_BODY, CHUNKED = 0, -1
 MAX_CONNECTION_HEADER = 1024
 """Bytes of the connection header; more names than a client can mean are refused."""
-UNNAMABLE = frozenset((b":authority", b":method", b":path", b":scheme", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+UNNAMABLE = frozenset((
+    b":authority", b":method", b":path", b":scheme", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+))
 """Headers that a connection header must not nominate for removal: they carry what the next hop trusts."""
 
 

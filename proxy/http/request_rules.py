@@ -60,7 +60,7 @@ _REFERER = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.\-]*://[^/?#@]*(?:[/?][^#]*)?|[^
 
 
 def remove_hop_by_hop(headers: Headers, tokens: list[bytes], upgrade: bytes | None) -> None:
-    """Connection-level fields and those that connection nominates (RFC 9110 section 7.6.1). An upgrade keeps its two."""
+    """Connection-level fields and what connection nominates (RFC 9110 section 7.6.1). An upgrade keeps its two."""
     for name in tokens:
         if name not in (b"close", b"keep-alive") and name not in (b"upgrade", b"te"):
             headers.remove(name)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from proxy.http.stream import Stream
 
 
-def substitute_path(rewrite: tuple[object, bytes], path: bytes) -> bytes:
+def substitute_path(rewrite: tuple[object, object], path: bytes) -> bytes:
     """regex_rewrite: every match in the path (without query) is replaced."""
     pattern: Any = rewrite[0]
     result: bytes = pattern.sub(rewrite[1], path)

@@ -37,8 +37,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     __slots__ = (
         "_closed_by_us", "_head_started", "connection", "deadline", "direct_local_text", "drain_state",
-        "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "out", "remote_text",
-        "requests", "stats", "stream", "timers", "transport", "whole", "write_paused",
+        "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "out",
+        "remote_text", "requests", "stats", "stream", "timers", "transport", "whole", "write_paused",
     )
 
     transport: asyncio.Transport

@@ -97,6 +97,7 @@ class Stream(StreamInfo):
         self.upstream_cluster_raw = self.upstream_local_address = None
         self.last_upstream_tx = self.first_upstream_rx = self.last_upstream_rx = self.last_downstream_tx = None
         self.response_code = self.bytes_sent = 0
+        self.end = self.start
         self.connection_id = conn.id
         self.downstream_local_address = conn.local_text
         self.downstream_remote_address = conn.remote_text

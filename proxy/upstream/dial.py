@@ -29,7 +29,7 @@ class DialFailure:
 
 
 class Dial:
-    """One attempt to connect. Ends in exactly one call of ``on_connected`` or ``on_failed``, or silently in cancel()."""
+    """One attempt to connect. Ends in one call of ``on_connected`` or ``on_failed``, or silently in cancel()."""
 
     __slots__ = ("_cluster", "_context", "_host", "_on_connected", "_on_failed", "_started", "_task", "deadline")
 

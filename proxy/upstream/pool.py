@@ -1,4 +1,4 @@
-"""Connection pools: one per worker, host and priority. HTTP/1: one request a connection, idle ones reused last-in first.
+"""Connection pools: one per worker, host and priority. HTTP/1: one request a connection, the latest idle one first.
 
 A request that finds no idle connection waits in order of arrival; connections are opened for as many waiters as
 there are, within the circuit breaker, and a waiter takes whichever connection is free first (Envoy: ConnPoolImplBase).

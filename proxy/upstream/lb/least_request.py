@@ -26,7 +26,7 @@ class LeastRequest:
         self._edf = None if equal else EdfScheduler(hosts, self._effective_weight)
 
     def _effective_weight(self, host: Host) -> float:
-        return float(host.weight) / (host.stats.rq_active + 1) ** self._bias
+        return float(host.weight / (host.stats.rq_active + 1) ** self._bias)
 
     def choose(self) -> Host:
         """The next host; there is at least one."""

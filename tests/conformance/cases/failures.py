@@ -136,7 +136,8 @@ SMUGGLING: dict[str, tuple[str, bytes]] = {
     "bare-cr": ("bare-cr", b"HTTP/1.1 200 OK\r\nx-a: b\rc\r\ncontent-length: 2\r\n\r\nok"),
     "two-digit-status": ("status-code-digits", b"HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n"),
     "status-099": ("status-code-digits", b"HTTP/1.1 099 Odd\r\ncontent-length: 0\r\n\r\n"),
-    "unasked-101": ("unasked-101", msg("HTTP/1.1 101 Switching Protocols", "upgrade: websocket", "connection: upgrade")),
+    "unasked-101": ("unasked-101",
+                    msg("HTTP/1.1 101 Switching Protocols", "upgrade: websocket", "connection: upgrade")),
 }
 """Envoy accepts it from an upstream; we treat it like any other malformed head."""
 

@@ -1,4 +1,4 @@
-"""Makes the helpers beside this file importable."""
+"""Makes the modules beside this file importable."""
 
 from __future__ import annotations
 

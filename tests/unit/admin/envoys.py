@@ -108,7 +108,11 @@ class Envoy:
                  "--concurrency", "2", "--disable-hot-restart", *flags],
                 stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
         self._connection = http.client.HTTPConnection("127.0.0.1", 1, timeout=PATIENCE)
-        self.until(self._live)
+        try:
+            self.until(self._live)
+        except BaseException:
+            self.stop()
+            raise
 
     def _live(self) -> bool:
         # The file may be half written, and it is written before the socket listens.

@@ -67,6 +67,13 @@ def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
 
 def test_half_closing_client_gets_its_answer(running: Running) -> None:
     assert b"LIVE" in talk(running, head(), half_close=True)
+    assert talk(running, head() * 3, half_close=True).count(b"LIVE") == 3
+
+
+def test_garbage_after_a_request_is_refused_after_its_answer(running: Running) -> None:
+    reply = talk(running, head() + b"BAD\r\n\r\n")
+    assert reply.index(b"200 OK") < reply.index(b"400 Bad Request")
+    assert reply.count(b"connection: close") == 1
 
 
 def test_head_has_no_body(running: Running) -> None:
