@@ -25,7 +25,22 @@ _TRUE = frozenset(form for word in ("y", "yes", "true", "on") for form in (word,
 _FALSE = frozenset(form for word in ("n", "no", "false", "off") for form in (word, word.upper(), word.capitalize()))
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _INTEGER = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_BASE):  # type: ignore[misc]
+    """Bounds the nesting while nodes are composed: the C loader recurses without a limit, down to a crash."""
+
+    depth = 0
+
+    def descend_resolver(self, parent: Any, index: Any) -> None:
+        # Called before each node; resolvers by path, which it is meant for, are not used.
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _fail(f"YAML: nested more than {MAX_DEPTH} deep")
+
+    def ascend_resolver(self) -> None:
+        self.depth -= 1
 
 
 def _fail(message: str) -> ConfigErrors:
@@ -34,7 +49,7 @@ def _fail(message: str) -> ConfigErrors:
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text with one document. Raises ConfigErrors for bad syntax, duplicate keys and recursion."""
-    loader = _LOADER(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -42,8 +57,6 @@ def parse_yaml(text: str) -> Any:
         raise _fail(f"YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise _fail(f"YAML: {error}") from None
-    except RecursionError:
-        raise _fail(f"YAML: nested more than {MAX_DEPTH} deep") from None
     finally:
         loader.dispose()
     return None if node is None else _Values().of(node, 0)

@@ -92,7 +92,7 @@ class Cluster:
         self._lb: LoadBalancer | None = None
         if config.type == model.STATIC:
             self.set_hosts([Host(self, e.address, e) for e in config.endpoints])
-            self.stats.update_no_rebuild = 0
+            self.stats.max_host_weight = 0  # as in Envoy, which sets it with updates only
 
     def set_hosts(self, hosts: Sequence[Host]) -> None:
         """Replace the members; the load balancer starts anew over them."""
