@@ -22,6 +22,7 @@ _FIELD_ANY_VALUE = re.compile(rb"(" + TOKEN + rb"):[^\r\n]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 
 MAX_CHUNK_LINE = 4096
 """Bytes of a chunk-size line with its extensions."""
@@ -196,13 +197,15 @@ class Http1Codec:
     def _step_head(self, data: bytes) -> bytes:
         end = data.find(b"\r\n\r\n", self._scanned)
         if end < 0:
-            if data[0] in b"\r\n" and self.EMPTY_LINES_FIRST:
-                stripped = data.lstrip(b"\r\n")
-                if stripped:
-                    return stripped
-                self._rest = data[-1:] if data.endswith(b"\r") else b""
-                return b""
-            if len(data) > self.max_head:
+            if data[0] == 13 and self.EMPTY_LINES_FIRST:
+                rest = data[_EMPTY_LINES.match(data).end():]  # type: ignore[union-attr]
+                if rest == b"\r":
+                    self._rest = rest
+                    return b""
+                if rest[:1] != b"\r":
+                    return rest
+            # The last three bytes may belong to the end.
+            if len(data) > self.max_head + 3:
                 raise HeadError(b"http1.headers_too_large", 431)
             self._check_start_line(data)
             self._scanned = max(0, len(data) - 3)
@@ -213,7 +216,7 @@ class Http1Codec:
             raise HeadError(b"http1.headers_too_large", 431)
         lines = data[:end].split(b"\r\n")
         if not lines[0] and self.EMPTY_LINES_FIRST:
-            return data.lstrip(b"\r\n")
+            return data[_EMPTY_LINES.match(data).end():]  # type: ignore[union-attr]
         self._start(lines)
         return data[end + 4:]
 
@@ -237,7 +240,7 @@ class Http1Codec:
     def _step_chunk_size(self, data: bytes) -> bytes:
         end = data.find(b"\n", 0, MAX_CHUNK_LINE + 2)
         if end < 0:
-            if len(data) > MAX_CHUNK_LINE:
+            if len(data) > MAX_CHUNK_LINE + 1:
                 raise HeadError(CODEC_ERROR)
             self._rest = data
             return b""
@@ -279,7 +282,7 @@ class Http1Codec:
     def _step_trailers(self, data: bytes) -> bytes:
         end = data.find(b"\r\n")
         if end < 0:
-            if len(data) + self._trailer_bytes > self.max_head:
+            if len(data) + self._trailer_bytes > self.max_head + 1:
                 raise HeadError(b"http1.headers_too_large", 431)
             if _BARE_LF.search(data):
                 raise HeadError(CODEC_ERROR)

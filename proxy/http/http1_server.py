@@ -67,6 +67,8 @@ class Http1ServerCodec(Http1Codec):
             self._request_line(partial[:end])
 
     def _request_line(self, line: bytes) -> tuple[bytes, bytes, bool]:
+        if b"\n" in line:
+            raise HeadError(CODEC_ERROR)
         parts = line.split(b" ")
         if len(parts) == 2 and not parts[1].startswith(b"HTTP/"):
             parts.append(b"HTTP/0.9")

@@ -69,7 +69,7 @@ class PlanMemo(dict[bytes, P], Generic[P]):
 class RequestPlan:
     """A request without a body that goes to one cluster, with nothing to decide but the host."""
 
-    __slots__ = ("_authority", "_breaker", "_cluster", "_decorator", "_fields", "_high", "_index",
+    __slots__ = ("_authority", "_breaker", "_close", "_cluster", "_decorator", "_fields", "_high", "_index",
                  "_is_head", "_method", "_path", "_policy", "_prefix", "_route", "_suffix", "_timeout")
 
     def __init__(self, stream: Stream, cluster: Cluster, breaker: Breaker, prefix: bytes, suffix: bytes) -> None:
@@ -89,6 +89,7 @@ class RequestPlan:
         self._policy = stream.policy
         self._timeout = stream.timeout
         self._decorator = stream.decorator
+        self._close = stream.saw_close
 
     def run(self, conn: ServerConnection) -> bool:
         """Send the request that this plan stands for; False, and nothing done, if that takes more than a plan."""
@@ -126,6 +127,8 @@ class RequestPlan:
         stream.attempt_count = 1
         if self._decorator:
             stream.decorator = self._decorator
+        if self._close:
+            stream.saw_close = True
         if self._timeout:
             stream.timeout = self._timeout
             conn.arm(conn.T_ROUTE, self._timeout)
@@ -149,10 +152,11 @@ class RequestPlan:
 class ResponsePlan:
     """A response whose head goes on as the last time, but for the service time."""
 
-    __slots__ = ("_decorator", "_fields", "_index", "_keep_alive", "_left", "_prefix", "_state", "_status", "_suffix")
+    __slots__ = ("_closing_suffix", "_decorator", "_fields", "_index", "_keep_alive", "_left", "_prefix", "_state",
+                 "_status", "_suffix")
 
     def __init__(self, stream: Stream, connection: ClientConnection, status: int, headers: Headers, prefix: bytes,
-                 suffix: bytes) -> None:
+                 suffix: bytes, framing: bytes) -> None:
         self._fields = headers.fields[:]
         self._index = headers.index.copy()
         self._status = status
@@ -160,7 +164,8 @@ class ResponsePlan:
         self._left = connection._left
         self._keep_alive = connection.keep_alive
         self._prefix = prefix
-        self._suffix = suffix
+        self._suffix = suffix + framing + b"\r\n"
+        self._closing_suffix = suffix + b"connection: close\r\n" + framing + b"\r\n"
         self._decorator = stream.decorator
 
     def run(self, stream: Stream, connection: ClientConnection, data: bytes, end: int) -> bool:
@@ -187,7 +192,11 @@ class ResponsePlan:
             stream.host.stats.rq_error += 1  # type: ignore[union-attr]
         stream.response_headers = Headers(self._fields, {**self._index, took[0]: took})
         connection.keep_alive = self._keep_alive
-        head = b"%b%b%b" % (self._prefix, took[2], self._suffix)
+        suffix = self._suffix
+        if stream.saw_close:
+            conn.end_after_response()
+            suffix = self._closing_suffix
+        head = b"%b%b%b" % (self._prefix, took[2], suffix)
         size = len(data) - end
         if self._state == Http1Codec.LENGTH and size == self._left and size <= JOIN_LIMIT:
             stream.bytes_sent = size

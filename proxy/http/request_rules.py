@@ -137,8 +137,8 @@ class RequestRules:
     def plannable(self, headers: Headers) -> bool:
         """Whether requests with these headers are treated alike, but for a new request id each."""
         index = headers.index
-        return (self._usual and self._config.generate_request_id and SPECIAL.isdisjoint(index)
-                and NOT_PLANNED.isdisjoint(index))
+        return (self._usual and self._config.generate_request_id and NOT_PLANNED.isdisjoint(index)
+                and (SPECIAL.isdisjoint(index) or SPECIAL.intersection(index) == {b"connection"}))
 
     def _trace(self, request_id: bytes, headers: Headers, tracing: model.Tracing | None) -> bytes:
         """Mark the id with the tracing decision (ConnectionManagerUtility::mutateTracingRequestHeader)."""

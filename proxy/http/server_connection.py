@@ -277,6 +277,10 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     # The end of streams and of the connection
 
+    def end_after_response(self) -> None:
+        """The response being sent is the last one of the connection, as the client wishes."""
+        self.drain_state = CLOSING
+
     def closing_after(self, stream: Stream, close: bool, headers: Headers) -> bool:
         """Whether the response being encoded announces the end of the connection (Envoy: encodeHeaders)."""
         if self.drain_state == OPEN and self.listener.draining and self.connection.drain_close():

@@ -38,6 +38,7 @@ CHUNKED_FIELD = b"transfer-encoding: chunked\r\n"
 CLOSE_FIELD = b"connection: close\r\n"
 KEEP_ALIVE_FIELD = b"connection: keep-alive\r\n"
 EMPTY_BODY_FIELD = b"content-length: 0\r\n"
+PLANNED_TOKENS = ([], [b"close"], [b"keep-alive"])
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -187,7 +188,7 @@ class Stream(StreamInfo):
         if manager.rewrites_host:
             self.authority = manager.rewrite_host(self)
         whole = self.conn.whole
-        if (whole is not None and length == NO_BODY and not tokens and not http10 and manager.plannable
+        if (whole is not None and length == NO_BODY and tokens in PLANNED_TOKENS and not http10 and manager.plannable
                 and manager.request_plans.worth(whole) and manager.request_rules.plannable(headers)):
             self.recording = True
         manager.request_rules.apply(self, tokens)
@@ -370,42 +371,44 @@ class Stream(StreamInfo):
         dated = b"date" in headers.index
         manager.response_rules.apply(self, headers)
         index = headers.index
-        tail = b"\r\n"
+        persistence = framing = b""
         tunnel = status == 101 and self.upgrade is not None
         if conn.closing_after(self, close, headers):
             if not tunnel:
-                tail = b"connection: close\r\n\r\n"
+                persistence = CLOSE_FIELD
         elif self.http10 and not tunnel:
-            tail = b"connection: keep-alive\r\n\r\n"
+            persistence = KEEP_ALIVE_FIELD
         if b"content-length" not in index and status >= 200 and status != 204:
             if end_stream and not (self.method == b"HEAD" and (local or not self.http10)) and status != 304:
-                tail = EMPTY_BODY_FIELD + tail if tail == b"\r\n" else tail[:-2] + EMPTY_BODY_FIELD + b"\r\n"
+                framing = EMPTY_BODY_FIELD
             elif not tunnel and not self.http10 and status != 304:
                 self.response_chunked = not end_stream
-                tail = tail[:-2] + b"transfer-encoding: chunked\r\n\r\n"
+                framing = CHUNKED_FIELD
         line = status_line(status, self.http10)
         if manager.proper_case:
             wires = [manager.proper_case(f) for f in headers.fields]
         else:
             wires = [f[2] for f in headers.fields]
-        head = b"".join([line, *wires, tail])
+        head = b"".join([line, *wires])
         if dated and not end_stream and not local and self.upstream is not None and self.upstream.head:
-            self._keep_plan(self.upstream, status, headers, head, len(tail) == 2 or self.response_chunked)
-        conn.write(head)
+            self._keep_plan(self.upstream, status, headers, head, framing)
+        conn.write(b"%b%b%b\r\n" % (head, persistence, framing))
         if end_stream:
             self._response_done()
 
-    def _keep_plan(self, upstream: ClientConnection, status: int, headers: Headers, head: bytes, usual: bool) -> None:
+    def _keep_plan(self, upstream: ClientConnection, status: int, headers: Headers, head: bytes,
+                   framing: bytes) -> None:
         """Remember how this response head went on, if the next one like it may go the same way."""
         manager = self.manager
         took = headers.index.get(b"x-envoy-upstream-service-time")
-        if (not usual or took is None or self.http10 or self.upgrade is not None or self.method == b"HEAD"
+        if (took is None or self.http10 or self.upgrade is not None or self.method == b"HEAD"
                 or self.mutator is not None or self.retry is not None or not manager.plannable
                 or (self.route is not None and self.route.vhost.include_attempt_count_in_response)
-                or self.conn.drain_state or not manager.response_plans.worth(upstream.head)):
+                or not self.request_complete or not manager.response_plans.worth(upstream.head)):
             return
         prefix, _, suffix = head.partition(took[2])
-        manager.response_plans.keep(upstream.head, ResponsePlan(self, upstream, status, headers, prefix, suffix))
+        plan = ResponsePlan(self, upstream, status, headers, prefix, suffix, framing)
+        manager.response_plans.keep(upstream.head, plan)
 
     def send_data(self, data: bytes) -> None:
         """Encode a piece of the response body."""

@@ -99,8 +99,9 @@ class ActiveListener:
         def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
             self._accepted(sock, peer, None if wildcard else listen_socket.address)
 
-        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size,
-                                     config.max_connections_to_accept_per_socket_event, accepted)
+        # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
+        per_event = config.max_connections_to_accept_per_socket_event if self.context.options.concurrency > 1 else 0
+        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, accepted)
         return listen_socket
 
     def bind(self) -> None:
