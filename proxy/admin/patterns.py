@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import re2  # type: ignore[import-untyped]
+from typing import Any
 
 MAX_LENGTH = 1024
 """Characters of a pattern."""
 MAX_PROGRAM_SIZE = 1000
 """Instructions of the compiled pattern: they bound the time for each character of a name."""
-
-_QUIET = re2.Options()
-_QUIET.log_errors = False
 
 
 class PatternError(ValueError):
@@ -31,11 +27,16 @@ def full_match(pattern: str) -> Callable[[str], bool]:
     return lambda text: matches(text.encode()) is not None
 
 
-def _compile(pattern: str) -> re2._Regexp:
+def _compile(pattern: str) -> Any:
+    # Imported at the first pattern: it brings the C++ library, which most proxies never need.
+    import re2  # type: ignore[import-untyped]
+
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"pattern of {len(pattern)} characters, at most {MAX_LENGTH} are allowed")
+    quiet = re2.Options()
+    quiet.log_errors = False
     try:
-        compiled = re2.compile(pattern.encode(), _QUIET)
+        compiled = re2.compile(pattern.encode(), quiet)
     except re2.error as error:
         reason = error.args[0]
         raise PatternError(reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)) from None

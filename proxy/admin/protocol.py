@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from proxy.admin.messages import FORM, PLAIN, Response, parse
+from proxy.http.date import http_date
 from proxy.http.headers import Headers
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class AdminProtocol(asyncio.Protocol):
         else:
             lines += [f"content-type: {response.content_type}", "cache-control: no-cache, max-age=0",
                       "x-content-type-options: nosniff"]
-        lines += [f"date: {formatdate(time.time(), usegmt=True)}", "server: envoy"]
+        lines += [f"date: {http_date(time.time())}", "server: envoy"]
         if close:
             lines.append("connection: close")
         if not local_reply:

@@ -5,10 +5,10 @@ Envoy: ConnectionManagerUtility::mutateResponseHeaders and the base headers of e
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from proxy.config import model
+from proxy.http.date import http_date
 from proxy.http.headers import Field, field
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ResponseRules:
             second = int(stream.start_time + (stream.conn.now() - stream.start))
             if second != self._date_second:
                 self._date_second = second
-                self._date = field(b"date", formatdate(second, usegmt=True).encode())
+                self._date = field(b"date", http_date(second).encode())
             headers.put(self._date)
         if b"server" in index:
             if self._overwrite_server:
