@@ -38,7 +38,7 @@ CHUNKED_FIELD = b"transfer-encoding: chunked\r\n"
 CLOSE_FIELD = b"connection: close\r\n"
 KEEP_ALIVE_FIELD = b"connection: keep-alive\r\n"
 EMPTY_BODY_FIELD = b"content-length: 0\r\n"
-PLANNED_TOKENS = ([], [b"close"], [b"keep-alive"])
+PLANNED_TOKENS: tuple[list[bytes], ...] = ([], [b"close"], [b"keep-alive"])
 LAST_CHUNK = b"0\r\n\r\n"
 
 
