@@ -33,7 +33,11 @@ async def handle_server_info(console: Console, _request: Request) -> Response:
         "uptime_all_epochs": uptime,
         "hot_restart_version": version.HOT_RESTART_VERSION,
         "command_line_options": command_line_options(server.options),
-        "node": MessageToDict(described(server.loaded.message.node), preserving_proto_field_name=True),
+        "node": {
+            # Printed though empty, as all of this document's fields are.
+            "dynamic_parameters": {}, "client_features": [], "listening_addresses": [],
+            **MessageToDict(described(server.loaded.message.node), preserving_proto_field_name=True),
+        },
         "hot_restart_initializing": False,
     })
 

@@ -354,11 +354,13 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """Close from our side."""
+        """Close from our side. A request in flight is cut (the worker ends) and logged as that."""
         self._closed_by_us = True
         self.drain_state = CLOSED
         self.ignore()
         self.transport.close()
+        if self.stream is not None:
+            self.stream.cut()
 
     # Timers
 

@@ -39,6 +39,8 @@ CLOSE_FIELD = b"connection: close\r\n"
 KEEP_ALIVE_FIELD = b"connection: keep-alive\r\n"
 EMPTY_BODY_FIELD = b"content-length: 0\r\n"
 PLANNED_TOKENS: tuple[list[bytes], ...] = ([], [b"close"], [b"keep-alive"])
+LOCAL_DISCONNECT = b"downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)"
+"""Envoy's words for what happens to requests when the process ends."""
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -470,6 +472,14 @@ class Stream(StreamInfo):
             self.details = b"downstream_remote_disconnect"
             self.manager.stats.downstream_rq_rx_reset += 1
             self.manager.router.downstream_gone(self)
+            self.finish()
+
+    def cut(self) -> None:
+        """We close the client's connection while the request is in flight."""
+        if not self.finished:
+            self.add_flag(b"DC")
+            self.details = LOCAL_DISCONNECT
+            self.manager.router.abandon(self)
             self.finish()
 
     def protocol_error(self, error: HeadError) -> None:

@@ -322,13 +322,17 @@ class ClusterStats(CodeStats):
     lb_healthy_panic: Counter
     internal_rq_time: dict[int, int]
     """The share of internal requests in upstream_rq_time."""
+    transport_matches: int
+    """How often a transport socket was looked up, once for each host: ``default.total_match_count``."""
     __slots__ = tuple(__annotations__)
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
         self.internal_rq_time = {}
+        self.transport_matches = 0
 
     def collect(self, out: Snapshot, flush: bool) -> None:
+        out.shared[f"{self.prefix}.default.total_match_count"] = self.transport_matches
         times, internal_times = self.upstream_rq_time, self.internal_rq_time
         super().collect(out, flush)
         # Envoy makes these histograms with the first response; what was flushed is known to whoever got it.

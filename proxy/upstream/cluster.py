@@ -39,6 +39,7 @@ class Host:
         self.weight = endpoint.weight
         self.stats = HostStats("")
         self.used_at = 0.0
+        cluster.stats.transport_matches += 1
         self.pools = (Pool(cluster, self, cluster.breakers[0]), Pool(cluster, self, cluster.breakers[1]))
 
     def close(self) -> None:

@@ -101,7 +101,8 @@ def test_the_document_is_read_as_it_is_meant() -> None:
 
 # --- what is called -------------------------------------------------------------------------------------------------
 
-OUTBOUND, INBOUND, RESPONSE, PLAN, TCP, CONFIGURATION = "outbound", "inbound", "response", "plan", "tcp", "configuration"
+OUTBOUND, RESPONSE, PLAN = "outbound connection and request", "response", "plan"
+INBOUND, TCP, CONFIGURATION = "inbound", "tcp", "configuration"
 CAPTURED_AS = {
     "Outbound: from REDIRECT to the filter chain": OUTBOUND,
     "Inbound: the same on one listener": INBOUND,

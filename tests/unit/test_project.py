@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
+MAKE_HELP = ["make", "--no-print-directory", "help"]
 TARGETS = {"demo", "demo-stop", "test", "bench", "lint", "soak", "clean", "help"}
 
 
@@ -51,7 +52,7 @@ def test_console_script_leads_to_a_function(script: str) -> None:
 
 
 def test_make_help_has_a_line_for_each_target() -> None:
-    lines = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(MAKE_HELP, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     described = {name: rest.strip() for name, _, rest in (line.partition(" ") for line in lines)}
     assert set(described) == TARGETS
     assert all(described.values())
