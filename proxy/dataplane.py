@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import AbstractEventLoop
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from proxy.stats.groups import Snapshot
 
 __all__ = ["BindError", "DataPlane"]
+
+
+LAST_ROUNDS = 50
+"""Rounds of the loop that connections get to end in when the worker ends; they need two or three."""
 
 
 class DataPlane:
@@ -75,6 +80,15 @@ class DataPlane:
     def flush_logs(self) -> None:
         """Write out what waits in the access logs."""
         self.log_files.flush()
+
+    async def close_connections(self) -> None:
+        """Stop listening and cut every connection, and let them write their last log lines."""
+        self.listeners.close()
+        for _ in range(LAST_ROUNDS):
+            if not self.listeners.has_connections:
+                return
+            # Protocols hear of their end in a later round of the loop.
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Close sockets and write out logs; the loop may be stopped afterwards."""

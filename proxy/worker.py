@@ -115,6 +115,7 @@ class Worker:
     def finish(self) -> None:
         """Close everything and write the logs out."""
         if self._data_plane is not None:
+            self._loop.run_until_complete(self._data_plane.close_connections())
             self._data_plane.close()
 
     def finish_now(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from proxy.deadlines import NEVER
@@ -22,7 +24,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     """Owned by its pool while idle, by one stream while it is busy. Calls the stream's ``upstream_*`` methods."""
 
     __slots__ = (
-        "_closed_by_us", "_cluster", "_cut", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at",
+        "_closed_by_us", "_cluster", "_cut", "_ended", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at",
         "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head", "local_address", "served",
         "stream", "transport",
     )
@@ -48,6 +50,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self._cut = False
         """We closed it in the middle of a request."""
         self._lost = False
+        self._ended: Callable[[], None] | None = None
+        """The end of the response, which the stream hears of when all that has arrived is parsed."""
         self.deadline = NEVER
         self.stream: Stream | None = None
         self.served = 0
@@ -81,15 +85,14 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             end = data.find(b"\r\n\r\n") + 4
             head = data[:end]
             plan = stream.manager.response_plans.get(head)
-            if plan is not None and stream.plan is not None and plan.run(stream, self, data, end):
+            if plan is not None and stream.plan is not None and not self._head_request and plan.run(stream, self, data, end):
                 return
             self.head = head
             self.feed(data)
             self.head = b""
         else:
             self.feed(data)
-        if self._reusable:
-            self.settle()
+        self.settle()
         conn = stream.conn
         if conn.out:
             conn.flush()
@@ -101,6 +104,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         elif self.until_close:
             self.keep_alive = False
             self.on_end(None)
+            self.settle()
             stream.conn.flush()
         return False
 
@@ -116,6 +120,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             return
         if self.until_close and exc is None:
             self.on_end(None)
+            self.settle()
         else:
             self._detach()
             # A message cut short is broken; an end before its first byte is a lost connection.
@@ -173,7 +178,14 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             pool.release(self)
 
     def settle(self) -> None:
-        """All that has arrived is parsed: if the response was complete, the connection is free."""
+        """All that has arrived is parsed: if the response was complete, the connection is free and the stream ends.
+
+        In this order, so that a pipelined request finds the connection idle.
+        """
+        ended = self._ended
+        if ended is None:
+            return
+        self._ended = None
         if self._reusable:
             self._reusable = False
             if self._rest:
@@ -182,6 +194,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
                 self.close()
             else:
                 self._pool.release(self)
+        ended()
 
     def abandon(self) -> None:
         """The stream gives the request up: the connection cannot be used again (RFC 9112 section 9.6)."""
@@ -237,6 +250,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     def on_interim(self, status: int, headers: Headers) -> None:
         stream = self.stream
+        self.head = b""
         if stream is not None and not stream.interim:
             stream.interim = True
             codes = self._stats.codes
@@ -247,7 +261,9 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         stream = cast("Stream", self.stream)
         if end_stream:
             self._done(stream)
-        stream.upstream_headers(status, headers, end_stream)
+            self._ended = partial(stream.upstream_headers, status, headers, True)
+        else:
+            stream.upstream_headers(status, headers, False)
 
     def on_data(self, data: bytes) -> None:
         stream = self.stream
@@ -258,7 +274,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         stream = self.stream
         if stream is not None:
             self._done(stream)
-            stream.upstream_end(trailers)
+            self._ended = partial(stream.upstream_end, trailers)
 
     def on_error(self, error: HeadError) -> None:
         stream = self.stream

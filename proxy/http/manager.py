@@ -84,6 +84,7 @@ class HttpConnectionManager:
         f = self.filters
         self.plannable = not (f.request_headers or f.request_end or f.response_headers or f.response_data
                               or f.response_end or self.max_requests or self.proper_case or config.via
+                              or config.strip_matching_host_port  # depends on the connection
                               or config.always_set_request_id_in_response) and self.route_table.deterministic
         """Plans may stand for requests and responses: nothing looks at each of them."""
         self.body_limit = listener.config.per_connection_buffer_limit_bytes or 1 << 62

@@ -69,13 +69,14 @@ class PlanMemo(dict[bytes, P], Generic[P]):
 class RequestPlan:
     """A request without a body that goes to one cluster, with nothing to decide but the host."""
 
-    __slots__ = ("_authority", "_breaker", "_close", "_cluster", "_decorator", "_fields", "_high", "_index",
-                 "_is_head", "_method", "_path", "_policy", "_prefix", "_route", "_suffix", "_timeout")
+    __slots__ = ("_authority", "_breaker", "_close", "_cluster", "_decorator", "_fields", "_high", "_id_at", "_index",
+                 "_is_head", "_method", "_path", "_policy", "_prefix", "_route", "_suffix", "_timeout", "unusual")
 
     def __init__(self, stream: Stream, cluster: Cluster, breaker: Breaker, prefix: bytes, suffix: bytes) -> None:
         headers: Headers = stream.request_headers  # type: ignore[assignment]
         self._fields = headers.fields[:]
         self._index = headers.index.copy()
+        self._id_at = headers.fields.index(headers.index[b"x-request-id"])
         self._method = stream.method
         self._path = stream.path
         self._authority = stream.authority
@@ -87,6 +88,8 @@ class RequestPlan:
         self._suffix = suffix
         self._is_head = stream.method == b"HEAD"
         self._policy = stream.policy
+        self.unusual = stream.policy is not None and stream.policy.unusual
+        """Responses below 400 may be retried, too."""
         self._timeout = stream.timeout
         self._decorator = stream.decorator
         self._close = stream.saw_close
@@ -95,16 +98,13 @@ class RequestPlan:
         """Send the request that this plan stands for; False, and nothing done, if that takes more than a plan."""
         manager = conn.manager
         cluster = self._cluster
-        breaker = self._breaker
+        if not cluster.hosts or conn.write_paused:
+            return False
         stream = manager.make_stream(conn, manager)
         headers = stream.request_headers = Headers(self._fields, self._index)
         host = cluster.choose(stream)
         if host is None:
             return False
-        pool = host.pools[self._high]
-        if not pool.idle or breaker.requests >= breaker.limits.max_requests:
-            return False
-        connection = pool.idle.pop()
 
         stats = manager.stats
         stats.downstream_rq_total += 1
@@ -133,17 +133,26 @@ class RequestPlan:
             stream.timeout = self._timeout
             conn.arm(conn.T_ROUTE, self._timeout)
         request_id = manager.request_rules.new_id()
-        known = (b"x-request-id", request_id, b"")
+        known = (b"x-request-id", request_id, b"x-request-id: %b\r\n" % request_id)
+        headers.fields = fields = self._fields[:]
+        fields[self._id_at] = known
         headers.index = {**self._index, b"x-request-id": known}
 
         stream.cluster = cluster
         stream.upstream_cluster = cluster.log_name
         stream.upstream_cluster_raw = cluster.raw_name
+        stream.last_downstream_rx = stream.start
+        breaker = self._breaker
+        pool = host.pools[self._high]
+        if not pool.idle or breaker.requests >= breaker.limits.max_requests:
+            manager.router.dispatch(stream, host)
+            return True
+        connection = pool.idle.pop()
         stream.host = host
         stream.upstream_host = host.text
         stream.upstream = connection
         stream.upstream_local_address = connection.local_address
-        stream.upstream_started = stream.last_upstream_tx = stream.start
+        stream.upstream_started = stream.first_upstream_tx = stream.last_upstream_tx = stream.start
         pool.assigned()
         connection.start(stream, b"%b%b%b" % (self._prefix, request_id, self._suffix), self._is_head)
         return True
@@ -153,12 +162,13 @@ class ResponsePlan:
     """A response whose head goes on as the last time, but for the service time."""
 
     __slots__ = ("_closing_suffix", "_decorator", "_fields", "_index", "_keep_alive", "_left", "_prefix", "_state",
-                 "_status", "_suffix")
+                 "_status", "_suffix", "_took_at")
 
     def __init__(self, stream: Stream, connection: ClientConnection, status: int, headers: Headers, prefix: bytes,
                  suffix: bytes, framing: bytes) -> None:
         self._fields = headers.fields[:]
         self._index = headers.index.copy()
+        self._took_at = headers.fields.index(headers.index[b"x-envoy-upstream-service-time"])
         self._status = status
         self._state = connection._state
         self._left = connection._left
@@ -173,7 +183,8 @@ class ResponsePlan:
         conn = stream.conn
         status = self._status
         if (conn.drain_state or conn.listener.draining or conn.write_paused or stream.retry is not None
-                or stream.decorator != self._decorator or (stream.policy is not None and status >= 400)):
+                or stream.decorator != self._decorator or (
+                    stream.policy is not None and (status >= 400 or stream.plan.unusual))):  # type: ignore[union-attr]
             return False
         manager = stream.manager
         now = conn.now()
@@ -190,7 +201,9 @@ class ResponsePlan:
             stream.host.stats.rq_success += 1  # type: ignore[union-attr]
         else:
             stream.host.stats.rq_error += 1  # type: ignore[union-attr]
-        stream.response_headers = Headers(self._fields, {**self._index, took[0]: took})
+        fields = self._fields[:]
+        fields[self._took_at] = took
+        stream.response_headers = Headers(fields, {**self._index, took[0]: took})
         connection.keep_alive = self._keep_alive
         suffix = self._suffix
         if stream.saw_close:

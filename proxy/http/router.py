@@ -218,10 +218,12 @@ class Router(UpstreamSide):
         headers: Headers = stream.request_headers  # type: ignore[assignment]
         whole = stream.conn.whole
         request_id = headers.get(b"x-request-id")
-        if (whole is None or not whole.endswith(b"\r\n\r\n") or request_id is None or head.count(request_id) != 1
+        if (whole is None or request_id is None or head.count(request_id) != 1
                 or stream.mutator is not None or action.weighted_clusters
                 or action.auto_host_rewrite or action.max_stream_duration is not None or stream.attempt_count != 1
-                or action.idle_timeout is not None or stream.per_try_timeout or stream.internal or stream.body):
+                or action.idle_timeout is not None or stream.per_try_timeout
+                or (stream.policy is not None and stream.policy.per_try_idle_timeout)
+                or route.vhost.include_attempt_count_in_response or stream.internal or stream.body):
             return
         cluster: Cluster = stream.cluster  # type: ignore[assignment]
         if cluster.config.max_stream_duration:

@@ -71,7 +71,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self._closed_by_us = False
         self._head_started = False
         self.whole: bytes | None = None
-        """The read that is being parsed, when it began with a request head: what plans are kept under."""
+        """The read that is being parsed, when it is one request head: what plans are kept under."""
 
     # asyncio.Protocol
 
@@ -95,7 +95,7 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             plan = self.manager.request_plans.get(data)
             if plan is not None and plan.run(self):
                 return
-            self.whole = data
+            self.whole = data if data.find(b"\r\n\r\n") == len(data) - 4 else None
             self.feed(data)
             self.whole = None
         else:

@@ -166,10 +166,12 @@ class Stream(StreamInfo):
         else:
             self.request_chunked = length < 0
         index = headers.index
+        whole = self.conn.whole
         if tokens or http10:
             self._connection_options(http10, tokens)
         if b"expect" in index:
             self._expect(headers)
+            whole = None
         if http10:
             self.http10 = True
             self.protocol = b"HTTP/1.0"
@@ -189,7 +191,6 @@ class Stream(StreamInfo):
             return
         if manager.rewrites_host:
             self.authority = manager.rewrite_host(self)
-        whole = self.conn.whole
         if (whole is not None and length == NO_BODY and tokens in PLANNED_TOKENS and not http10 and manager.plannable
                 and manager.request_plans.worth(whole) and manager.request_rules.plannable(headers)):
             self.recording = True
@@ -406,7 +407,9 @@ class Stream(StreamInfo):
         if (took is None or self.http10 or self.upgrade is not None or self.method == b"HEAD"
                 or self.mutator is not None or self.retry is not None or not manager.plannable
                 or (self.route is not None and self.route.vhost.include_attempt_count_in_response)
-                or not self.request_complete or not manager.response_plans.worth(upstream.head)):
+                or not self.request_complete or upstream.until_close or b"set-cookie" in headers.index
+                or head.count(took[2]) != 1 or manager.config.suppress_envoy_headers
+                or not manager.response_plans.worth(upstream.head)):
             return
         prefix, _, suffix = head.partition(took[2])
         plan = ResponsePlan(self, upstream, status, headers, prefix, suffix, framing)

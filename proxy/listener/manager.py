@@ -30,6 +30,11 @@ class ListenerManager:
             found = self._by_address.get(SocketAddress("::" if ":" in address.host else "0.0.0.0", address.port))
         return found
 
+    @property
+    def has_connections(self) -> bool:
+        """Some connection is open."""
+        return any(listener.connections for listener in self.listeners)
+
     def bind(self) -> None:
         """Bind all addresses. Raises accept.BindError."""
         for listener in self.listeners:

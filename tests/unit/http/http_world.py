@@ -246,12 +246,14 @@ class Peer:
     def send(self, *pieces: bytes) -> None:
         """One read of the proxy a piece."""
         for data in pieces:
+            self.world.turn += 1
             if not self.transport.closing:
                 self.transport.protocol.data_received(data)
             self.world.loop.run()
 
     def finish(self) -> None:
         """FIN."""
+        self.world.turn += 1
         if not self.transport.closing:
             assert not self.transport.protocol.eof_received()
             self.transport.close()
@@ -259,6 +261,7 @@ class Peer:
 
     def reset(self) -> None:
         """RST."""
+        self.world.turn += 1
         self.transport.gone(ConnectionResetError(104, "Connection reset by peer"))
         self.world.loop.run()
 
@@ -360,7 +363,9 @@ class World:
         self.loop.connect = self._connect
         self.log: list[bytes] = []
         self.log_files = LogFiles(self.log)
-        self.transcript: list[tuple[str, bytes]] = []
+        self.turn = 0
+        """The number of the event."""
+        self.transcript: dict[tuple[int, str], bytes] = {}
         self.upstreams: list[Peer] = []
         self.dials: list[tuple[Gate, Callable[[], Any], SocketAddress, Any]] = []
         """Waiting, while ``hold`` is set."""
@@ -379,10 +384,9 @@ class World:
         return EPOCH + self.loop.clock
 
     def record(self, who: str, data: bytes) -> None:
-        """One write; writes to one peer in a row are one."""
-        if self.transcript and self.transcript[-1][0] == who:
-            data = self.transcript.pop()[1] + data
-        self.transcript.append((who, data))
+        """What one event makes the proxy write to one peer is one entry."""
+        key = (self.turn, who)
+        self.transcript[key] = self.transcript.get(key, b"") + data
 
     def client(self, local: SocketAddress | None = None) -> Peer:
         """A new downstream connection. ``local``: its restored original destination."""
@@ -421,6 +425,7 @@ class World:
         gate.open((peer.transport, protocol))
 
     def advance(self, seconds: float) -> None:
+        self.turn += 1
         self.loop.advance(seconds)
 
     def stats(self) -> dict[str, Any]:
