@@ -16,6 +16,9 @@ from typing import Any
 
 MAX_PROGRAM_SIZE = 100
 """Default of the runtime key re2.max_program_size.error_level."""
+_PLAIN = re.compile(r"[A-Za-z0-9/_ -]{0,40}(?:\.\*)?")
+"""Patterns (``/beta/.*``) that RE2 takes for certain, with a small program: most meshes have no others, and then the
+4 MB of RE2 are never loaded."""
 _MAX_FIXED_LENGTH = 256
 """Characters after a repetition that may have to be given back: they bound the work for each character."""
 
@@ -39,7 +42,7 @@ class RegexError(ValueError):
 class SafeRegex:
     """A compiled pattern over bytes, with the methods of ``re.Pattern`` that matchers use."""
 
-    __slots__ = ("_re2", "fullmatch", "text")
+    __slots__ = ("_compiled", "fullmatch", "text")
 
     fullmatch: Callable[[bytes], object | None]
     """RE2::FullMatch: something when the whole value matches, else None."""
@@ -47,20 +50,32 @@ class SafeRegex:
     def __init__(self, text: str, max_program_size: int = MAX_PROGRAM_SIZE) -> None:
         """Raises RegexError for a pattern with bad syntax or a program of more than ``max_program_size``."""
         self.text = text
+        self._compiled: Any = None
+        fast = _linear(text)
+        if _PLAIN.fullmatch(text) is None or max_program_size < MAX_PROGRAM_SIZE or fast is None:
+            self._compile(max_program_size)
+        self.fullmatch = self._re2.fullmatch if fast is None else re.compile(fast).fullmatch
+
+    @property
+    def _re2(self) -> Any:
+        if self._compiled is None:
+            self._compile(MAX_PROGRAM_SIZE)
+        return self._compiled
+
+    def _compile(self, max_program_size: int) -> None:
+        text = self.text
         re2, options = _engine()
         try:
-            self._re2 = re2.compile(text.encode(), options)
+            self._compiled = re2.compile(text.encode(), options)
         except re2.error as error:
             reason = error.args[0]
             raise RegexError(reason.decode() if isinstance(reason, bytes) else str(reason)) from None
-        size = self._re2.programsize
+        size = self._compiled.programsize
         if size > max_program_size:
             raise RegexError(
                 f"regex {text!r} RE2 program size of {size} > max program size of {max_program_size} set for the error "
                 "level threshold. Increase configured max program size if necessary "
                 "(runtime key re2.max_program_size.error_level).")
-        fast = _linear(text)
-        self.fullmatch = self._re2.fullmatch if fast is None else re.compile(fast).fullmatch
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SafeRegex) and other.text == self.text

@@ -129,8 +129,8 @@ class ProxyProcess:
     def workers(self) -> list[int]:
         """Pids of the workers that live."""
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        found = sorted(pid for pid in pids if parent_and_state(pid) is not None
-                       and parent_and_state(pid)[0] == self.pid and alive(pid))  # type: ignore[index]
+        found = sorted(pid for pid in pids if (status := parent_and_state(pid)) is not None
+                       and status[0] == self.pid and alive(pid))
         self._seen.update(found)
         return found
 

@@ -134,8 +134,14 @@ def by_h11(wire: bytes, client: bool) -> tuple[list[Message], bool]:
 JOINED = {b"user-agent", b"te", b"via", b"expect", b"upgrade", b"date", b"server", b"location"}
 
 
+class Strict(Server):
+    """Without the empty lines that RFC 9112 section 2.2 lets a server skip, and h11 does not."""
+
+    EMPTY_LINES_FIRST = False
+
+
 def by_us(wire: bytes, client: bool) -> tuple[list[Message], bool]:
-    codec = Client() if client else Server()
+    codec = Client() if client else Strict()
     codec.feed(wire)
     messages: list[Message] = []
     start: tuple[object, ...] = ()
@@ -168,7 +174,7 @@ def without_te(messages: list[Message]) -> list[Message]:
     return [(m[0], [f for f in m[1] if f[0] != b"transfer-encoding"], *m[2:]) for m in messages]  # type: ignore[attr-defined]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=3))
 def test_good_requests(wires: list[bytes]) -> None:
     wire = b"".join(wires)
@@ -177,7 +183,7 @@ def test_good_requests(wires: list[bytes]) -> None:
     assert len(ours) == len(wires)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(responses())
 def test_good_responses(wire: bytes) -> None:
     ours, failed = by_us(wire, True)
@@ -187,16 +193,18 @@ def test_good_responses(wire: bytes) -> None:
 
 
 ONLY_WE_ACCEPT = re.compile(
-    rb"\A(?:\r\n)+"                      # empty lines first: h11 takes them too, but not after its own end of input
-    rb"|\r\nhost:.*\r\nhost:"            # two hosts: joined, as in Envoy
-    rb"|\A(?!.*\r\nhost:)"               # no host: judged later, with Envoy's details
-    rb"|[0-9a-f][ \t]+;"                 # white space before a chunk extension
-    rb"|\A[A-Z-]+ [^/*]"                 # absolute form
+    rb"[0-9a-f][ \t]+;"                  # white space before a chunk extension
     rb"|[0-9a-f];[^\r]*[ \t]"            # white space within a chunk extension
-    , re.IGNORECASE | re.DOTALL)
+    , re.IGNORECASE)
 
 
-@settings(max_examples=600, deadline=None)
+def excused(wire: bytes, ours: list[Message]) -> bool:
+    """h11 may refuse this: chunk extensions as above; no host (judged later, as by Envoy), or several (joined)."""
+    hosts = [[v for n, v in m[1] if n == b"host"] for m in ours]  # type: ignore[attr-defined]
+    return ONLY_WE_ACCEPT.search(wire) is not None or any(not h or b"," in h[0] for h in hosts)
+
+
+@settings(max_examples=300, deadline=None)
 @given(requests().flatmap(broken), st.sampled_from([b"", b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"]))
 def test_broken_requests(wire: bytes, following: bytes) -> None:
     wire += following
@@ -205,25 +213,32 @@ def test_broken_requests(wire: bytes, following: bytes) -> None:
     judge(wire, ours, failed, theirs, their_failed)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(responses().flatmap(broken))
 def test_broken_responses(wire: bytes) -> None:
-    ours, failed = by_us(wire, True)
-    theirs, their_failed = by_h11(wire, True)
-    judge(wire, ours[:1], failed, without_te(theirs), their_failed)
+    ours, _ = by_us(wire, True)
+    theirs, _ = by_h11(wire, True)
+    assert bool(ours) <= bool(theirs) or ONLY_WE_ACCEPT.search(wire), "h11 refuses what we accept"
+    for mine, their in zip(ours, without_te(theirs), strict=False):
+        same(mine, their)
 
 
 def judge(wire: bytes, ours: list[Message], failed: bool, theirs: list[Message], their_failed: bool) -> None:
     for mine, their in zip(ours, theirs, strict=False):
-        assert mine[2] == their[2], "another body"
-        assert mine[0] == their[0]
-        assert mine[3] == their[3]
-        if len({f[0] for f in mine[1]} & JOINED) == 0:  # type: ignore[attr-defined]
-            assert mine[1] == their[1]
+        same(mine, their)
     if not failed and their_failed:
-        assert ONLY_WE_ACCEPT.search(wire), "h11 refuses what we accept"
+        assert excused(wire, ours), "h11 refuses what we accept"
     if len(ours) > len(theirs):
-        assert their_failed and ONLY_WE_ACCEPT.search(wire) or closing(ours[len(theirs) - 1] if theirs else None)
+        assert their_failed and excused(wire, ours) or closing(ours[len(theirs) - 1] if theirs else None)
+
+
+def same(mine: Message, their: Message) -> None:
+    """One message in two opinions."""
+    assert mine[2] == their[2], "another body"
+    assert mine[0] == their[0]
+    assert mine[3] == their[3]
+    if not {f[0] for f in mine[1]} & (JOINED | {b"host"}):  # type: ignore[attr-defined]
+        assert mine[1] == their[1]
 
 
 def closing(message: Message | None) -> bool:
