@@ -25,7 +25,10 @@ class StreamInfo:
         "downstream_local_address",
         "downstream_remote_address",
         "end",
+        "attempt_count",
         "first_upstream_rx",
+        "first_upstream_tx",
+        "last_downstream_rx",
         "last_downstream_tx",
         "last_upstream_rx",
         "last_upstream_tx",
@@ -47,9 +50,9 @@ class StreamInfo:
     start_time: float
     """Wall clock (time.time()) at the first byte of the request or at accept."""
     start: float
-    last_downstream_rx: float | None = None
+    last_downstream_rx: float | None
     """Whole request received."""
-    first_upstream_tx: float | None = None
+    first_upstream_tx: float | None
     last_upstream_tx: float | None
     first_upstream_rx: float | None
     last_upstream_rx: float | None
@@ -78,7 +81,7 @@ class StreamInfo:
     local_reply_body: bytes = b""
     bytes_received: int = 0
     bytes_sent: int
-    attempt_count: int = 0
+    attempt_count: int
 
     route_name: bytes | None
     virtual_host_name: bytes | None = None

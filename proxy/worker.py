@@ -28,6 +28,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 """Python's own (700, 10, 10) looks for garbage several hundred times a second under load, and there is hardly any."""
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""malloc.h of glibc."""
 
 _log = log.get("main")
 
@@ -37,6 +39,7 @@ def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, i
     status = 1
     try:
         _leave_main_behind(channel_socket.fileno(), main_pid)
+        _keep_freed_memory()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.set_exception_handler(log_loop_error)
@@ -50,6 +53,20 @@ def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, i
         _log.exception(f"worker {index} failed", error)
     finally:
         os._exit(status)
+
+
+def _keep_freed_memory() -> None:
+    """Have the allocator reuse the buffers of large reads instead of giving them back to the kernel each time.
+
+    By default glibc maps and unmaps every block over 128 KiB, which a read of a large body is: a page fault for each of
+    its pages. A mebibyte through the proxy costs a fifth less without.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    for parameter, value in ((_M_MMAP_THRESHOLD, 4 << 20), (_M_TRIM_THRESHOLD, 16 << 20), (_M_TOP_PAD, 1 << 20)):
+        mallopt(parameter, value)
 
 
 class Worker:

@@ -50,7 +50,6 @@ _TLS = "for TLS, which is refused"
 _HASH = "only hash load balancing uses it, which is refused"
 _HEALTH = "for hosts that health checks or outlier detection found unhealthy; both are refused"
 _HTTP2 = "only HTTP/2 connections use it; HTTP/2 is refused on both sides"
-_GRPC = "a time limit of gRPC calls, which need HTTP/2"
 _XDS = "only xDS servers see it; dynamic resources are refused"
 _OVERLOAD = "there is no limit or overload action that it could exempt from: all are refused"
 _RATE_LIMIT = "only rate limit filters read it, which are refused"
@@ -172,13 +171,7 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "rate_limits": _RATE_LIMIT,
         "include_vh_rate_limits": _RATE_LIMIT,
         "cors": "only the CORS filter reads it, which is refused",
-        "max_grpc_timeout": _GRPC,
-        "grpc_timeout_offset": _GRPC,
         "early_data_policy": "for requests in TLS or QUIC early data; both are refused",
-    },
-    f"{_C}.route.v3.RouteAction.MaxStreamDuration": {
-        "grpc_timeout_header_max": _GRPC,
-        "grpc_timeout_header_offset": _GRPC,
     },
     f"{_C}.route.v3.WeightedCluster": {
         "total_weight": "Envoy uses the sum of the weights",

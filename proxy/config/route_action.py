@@ -58,9 +58,12 @@ def upgrade_config(reader: Reader) -> tuple[bytes, bool]:
     return kind.lower().encode(), reader.boolean("enabled", True)
 
 
-def _max_stream_duration(reader: Reader) -> float | None:
-    """RouteAction.MaxStreamDuration; 0.0 switches the connection manager's limit off."""
-    return reader.optional_seconds("max_stream_duration")
+def _max_stream_duration(reader: Reader) -> tuple[bool, float | None, float | None, float]:
+    """RouteAction.MaxStreamDuration: present; max_stream_duration (0.0 switches the connection manager's limit off);
+    grpc_timeout_header_max and grpc_timeout_header_offset.
+    """
+    return (True, reader.optional_seconds("max_stream_duration"), reader.optional_seconds("grpc_timeout_header_max"),
+            reader.seconds("grpc_timeout_header_offset"))
 
 
 def route_action(reader: Reader) -> RouteAction:
@@ -76,6 +79,7 @@ def route_action(reader: Reader) -> RouteAction:
     regex_and_text = reader.sub("regex_rewrite", regex_rewrite)
     if prefix_rewrite and regex_and_text is not None:
         reader.error("regex_rewrite", "Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy")
+    durations = reader.sub("max_stream_duration", _max_stream_duration) or (False, None, None, 0.0)
     upgrades = reader.each("upgrade_configs", upgrade_config)
     for upgrade in {kind for kind, _ in upgrades if sum(other == kind for other, _ in upgrades) > 1}:
         reader.error("upgrade_configs", f"Duplicate upgrade {upgrade.decode()}")
@@ -87,7 +91,12 @@ def route_action(reader: Reader) -> RouteAction:
         cluster_not_found_response_code=_NOT_FOUND_CODES[reader.enum("cluster_not_found_response_code")],
         timeout=reader.seconds("timeout", 15.0),
         idle_timeout=reader.optional_seconds("idle_timeout"),
-        max_stream_duration=reader.sub("max_stream_duration", _max_stream_duration),
+        new_timeouts=durations[0],
+        max_stream_duration=durations[1],
+        grpc_timeout_header_max=durations[2],
+        grpc_timeout_header_offset=durations[3],
+        max_grpc_timeout=reader.optional_seconds("max_grpc_timeout"),
+        grpc_timeout_offset=reader.seconds("grpc_timeout_offset"),
         prefix_rewrite=prefix_rewrite,
         regex_rewrite=regex_and_text,
         host_rewrite_literal=reader.octets("host_rewrite_literal"),

@@ -108,7 +108,15 @@ class RouteAction:
     cluster_not_found_response_code: int = 503
     timeout: float = 15.0
     idle_timeout: float | None = None
+    new_timeouts: bool = False
+    """Whether there is a max_stream_duration, even an empty one: ``timeout`` is not used then."""
     max_stream_duration: float | None = None
+    grpc_timeout_header_max: float | None = None
+    """None: grpc-timeout does not limit the stream's duration; 0.0: it does, without a bound."""
+    grpc_timeout_header_offset: float = 0.0
+    max_grpc_timeout: float | None = None
+    """None: grpc-timeout is not used in place of ``timeout``; 0.0: it is, without a bound."""
+    grpc_timeout_offset: float = 0.0
     prefix_rewrite: bytes = b""
     regex_rewrite: tuple[object, object] | None = None
     """(pattern, substitution): ``pattern.sub(substitution, path)`` is the new path (proxy.config.regex)"""

@@ -25,7 +25,7 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
 
     __slots__ = (
         "_closed_by_us", "_cluster", "_cut", "_ended", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at",
-        "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head", "local_address", "served",
+        "_paused", "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head", "local_address", "served",
         "stream", "transport",
     )
 
@@ -50,6 +50,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self._cut = False
         """We closed it in the middle of a request."""
         self._lost = False
+        self._paused = False
+        """Reading is paused for a slow client."""
         self._ended: Callable[[], None] | None = None
         """The end of the response, which the stream hears of when all that has arrived is parsed."""
         self.deadline = NEVER
@@ -170,6 +172,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         config = self._cluster.config
         pool = self._pool
         pool.request_done()
+        if self._paused:
+            self.resume_reading()
         limit = config.max_requests_per_connection
         if not self.keep_alive or (limit and self.served >= limit) or now >= self._until:
             self._retire(limit)
@@ -215,11 +219,13 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         """Stop reading the response: the client is slow."""
         self._stats.upstream_flow_control_paused_reading_total += 1
         if not self._lost and not self.transport.is_closing():
+            self._paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
         self._stats.upstream_flow_control_resumed_reading_total += 1
+        self._paused = False
         if not self._lost and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -297,9 +303,13 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
         self.stream = None
         stream.upstream = None
         self._pool.request_done()
+        if self._paused:
+            # The slow client that it was paused for has nothing to do with the next request.
+            self.resume_reading()
         limit = self._cluster.config.max_requests_per_connection
         if (self.keep_alive and self._request_sent and not self._lost and not (limit and self.served >= limit)
-                and not self.transport.is_closing() and self._now() < self._until):
+                and not self.transport.is_closing() and self._now() < self._until
+                and not self.transport.get_write_buffer_size()):
             self._reusable = True
         else:
             self._retire(limit)

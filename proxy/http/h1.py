@@ -238,26 +238,36 @@ class Http1Codec:
         return data[left:]
 
     def _step_chunk_size(self, data: bytes) -> bytes:
-        end = data.find(b"\n", 0, MAX_CHUNK_LINE + 2)
-        if end < 0:
-            if len(data) > MAX_CHUNK_LINE + 1:
+        # Whole chunks are taken here, by position: a copy of what is left for each would be quadratic in their number.
+        at = 0
+        total = len(data)
+        while at < total:
+            end = data.find(b"\n", at, at + MAX_CHUNK_LINE + 2)
+            if end < 0:
+                if total - at > MAX_CHUNK_LINE + 1:
+                    raise HeadError(CODEC_ERROR)
+                self._rest = data[at:]
+                return b""
+            match = _CHUNK_SIZE.fullmatch(data, at, end - 1) if end > at and data[end - 1] == 13 else None
+            if match is None:
                 raise HeadError(CODEC_ERROR)
-            self._rest = data
-            return b""
-        match = _CHUNK_SIZE.fullmatch(data, 0, end - 1) if end and data[end - 1] == 13 else None
-        if match is None:
-            raise HeadError(CODEC_ERROR)
-        size = int(match[1], 16)
-        if size:
-            self._left = size
-            self._state = self.CHUNK_DATA
-        else:
-            self._trailers = []
-            self._trailer_bytes = 0
-            self._state = self.TRAILERS
-            if self._pieces:
-                self._emit()
-        return data[end + 1:]
+            size = int(match[1], 16)
+            at = end + 1
+            if not size:
+                self._trailers = []
+                self._trailer_bytes = 0
+                self._state = self.TRAILERS
+                if self._pieces:
+                    self._emit()
+                return data[at:]
+            stop = at + size
+            if data[stop:stop + 2] != b"\r\n":
+                self._left = size
+                self._state = self.CHUNK_DATA
+                return data[at:]
+            self._pieces.append(data[at:stop])
+            at = stop + 2
+        return b""
 
     def _step_chunk_data(self, data: bytes) -> bytes:
         size = len(data)
@@ -280,7 +290,18 @@ class Http1Codec:
         raise HeadError(CODEC_ERROR)
 
     def _step_trailers(self, data: bytes) -> bytes:
-        end = data.find(b"\r\n")
+        at = 0
+        while (end := data.find(b"\r\n", at)) > at:
+            self._trailer_bytes += end - at
+            if self._trailer_bytes > self.max_head:
+                raise HeadError(b"http1.headers_too_large", 431)
+            parsed = parse_field(data[at:end])
+            if self.keep_trailers:
+                if len(self._trailers) >= self.max_fields:
+                    raise HeadError(b"http1.too_many_headers", 431)
+                self._trailers.append(parsed)
+            at = end + 2
+        data = data[at:]
         if end < 0:
             if len(data) + self._trailer_bytes > self.max_head + 1:
                 raise HeadError(b"http1.headers_too_large", 431)
@@ -288,16 +309,6 @@ class Http1Codec:
                 raise HeadError(CODEC_ERROR)
             self._rest = data
             return b""
-        if end:
-            self._trailer_bytes += end
-            if self._trailer_bytes > self.max_head:
-                raise HeadError(b"http1.headers_too_large", 431)
-            parsed = parse_field(data[:end])
-            if self.keep_trailers:
-                if len(self._trailers) >= self.max_fields:
-                    raise HeadError(b"http1.too_many_headers", 431)
-                self._trailers.append(parsed)
-            return data[end + 2:]
         self._state = self.HELD
         self.on_end(self._trailers)
         return data[2:]

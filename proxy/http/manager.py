@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.http import server_connection as sc
 from proxy.http.filters import FILTERS, ROUTER
 from proxy.http.filters.base import FilterChain
+from proxy.http.grpc import DEADLINE_EXCEEDED
 from proxy.http.headers import Field
 from proxy.http.path import PathNormalizer
 from proxy.http.plan import PlanMemo, RequestPlan, ResponsePlan
@@ -144,6 +145,7 @@ class HttpConnectionManager:
         elif kind == sc.T_MAX_STREAM:
             stats.downstream_rq_max_duration_reached += 1
             status = 504 if stream.request_complete else 408
-            stream.local_reply(status, b"downstream duration timeout", b"max_duration_timeout")
+            stream.local_reply(status, b"downstream duration timeout", b"max_duration_timeout",
+                               grpc_status=DEADLINE_EXCEEDED)
         else:
             self.router.timeout(stream, kind)

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxy.config.model import RetryPolicy
+from proxy.config.model import HeaderMatcher, RetryPolicy
 from proxy.http import reset
 from proxy.http.route_table import header_condition
 
@@ -23,6 +23,11 @@ LOCAL_RESET = reset.Reset(b"local reset", 504, b"UT")
 ON_RESET = frozenset(("5xx", "gateway-error", "reset"))
 ON_CONNECT_FAILURE = ON_RESET | {"connect-failure", "reset-before-request"}
 GATEWAY_ERRORS = frozenset((502, 503, 504))
+
+GRPC_TOKENS: dict[bytes | None, str] = {
+    b"1": "cancelled", b"4": "deadline-exceeded", b"8": "resource-exhausted", b"13": "internal", b"14": "unavailable",
+}
+"""grpc-status of a response head (a trailers-only response; trailers come too late) -> word of retry_on."""
 
 
 class RetryState:
@@ -54,6 +59,7 @@ class RetryState:
             or ("envoy-ratelimited" in retry_on and limited)
             or ("retriable-headers" in retry_on and not limited
                 and any(header_condition(m)(headers) for m in policy.retriable_headers))
+            or (not limited and GRPC_TOKENS.get(headers.get(b"grpc-status"), "") in retry_on)
         )
         return self._judge(wanted)
 
@@ -99,12 +105,17 @@ class RetryState:
             self._breaker.retries -= 1
 
 
+def _words(value: bytes | None) -> frozenset[str]:
+    return frozenset(word.strip() for word in (value or b"").decode("latin-1").split(",") if word.strip())
+
+
 def internal_policy(policy: RetryPolicy | None, headers: Headers) -> RetryPolicy | None:
     """The route's policy as the x-envoy-* headers of an internal caller change it."""
     asked = headers.get(b"x-envoy-retry-on")
     grpc = headers.get(b"x-envoy-retry-grpc-on")
     if asked is not None or grpc is not None:
-        tokens = frozenset(t.strip() for t in (asked or b"").decode("latin-1").split(",") if t.strip())
+        words = frozenset(GRPC_TOKENS.values())
+        tokens = (_words(asked) - words) | (_words(grpc) & words)
         policy = replace(policy, retry_on=policy.retry_on | tokens) if policy else RetryPolicy(tokens)
     if policy is None:
         return None
@@ -115,4 +126,8 @@ def internal_policy(policy: RetryPolicy | None, headers: Headers) -> RetryPolicy
     if codes is not None:
         listed = frozenset(int(c) for c in codes.replace(b" ", b"").split(b",") if c.isdigit() and len(c) == 3)
         policy = replace(policy, retriable_status_codes=policy.retriable_status_codes | listed)
+    names = headers.get(b"x-envoy-retriable-header-names")
+    if names is not None:
+        present = tuple(HeaderMatcher(name.lower().encode("latin-1"), None) for name in sorted(_words(names)))
+        policy = replace(policy, retriable_headers=policy.retriable_headers + present)
     return policy

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from proxy.config import model
 from proxy.http import server_connection as sc
+from proxy.http.grpc import is_grpc, response_timeout, set_grpc_timeout, stream_duration
 from proxy.http.headers import field
 from proxy.http.http1_client import request_head
 from proxy.http.plan import RequestPlan
@@ -124,7 +125,8 @@ class Router(UpstreamSide):
         """Timeouts, retries and the headers that go upstream, in Envoy's order."""
         headers: Headers = stream.request_headers  # type: ignore[assignment]
         policy = action.retry_policy
-        timeout = action.timeout
+        grpc = action.max_grpc_timeout is not None and not action.new_timeouts and is_grpc(headers)
+        timeout = response_timeout(action, headers) if grpc else 0.0 if action.new_timeouts else action.timeout
         per_try = policy.per_try_timeout if policy is not None else 0.0
         if stream.internal:
             policy = internal_policy(policy, headers)
@@ -141,13 +143,17 @@ class Router(UpstreamSide):
             per_try = 0.0
         stream.timeout = timeout
         stream.per_try_timeout = per_try
-        if action.max_stream_duration is not None:
-            stream.timeout = 0.0
+        duration = stream_duration(action, headers) if action.new_timeouts else None
+        if duration is not None:
             stream.conn.timers.pop(sc.T_MAX_STREAM, None)
-            if action.max_stream_duration:
-                stream.conn.arm(sc.T_MAX_STREAM, action.max_stream_duration)
-        elif (timeout or per_try) and not self._suppress:
-            headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % int((per_try or timeout) * 1000))
+            if duration:
+                stream.conn.arm(sc.T_MAX_STREAM, duration)
+        if timeout or per_try:
+            expected = round((per_try or timeout) * 1000)
+            if not self._suppress:
+                headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % expected)
+            if grpc:
+                set_grpc_timeout(headers, expected)
         if action.idle_timeout is not None:
             stream.conn.timers.pop(sc.T_STREAM_IDLE, None)
             if action.idle_timeout:
@@ -220,7 +226,7 @@ class Router(UpstreamSide):
         request_id = headers.get(b"x-request-id")
         if (whole is None or request_id is None or head.count(request_id) != 1
                 or stream.mutator is not None or action.weighted_clusters
-                or action.auto_host_rewrite or action.max_stream_duration is not None or stream.attempt_count != 1
+                or action.auto_host_rewrite or action.new_timeouts or stream.attempt_count != 1
                 or action.idle_timeout is not None or stream.per_try_timeout
                 or (stream.policy is not None and stream.policy.per_try_idle_timeout)
                 or route.vhost.include_attempt_count_in_response or stream.internal or stream.body):

@@ -32,11 +32,11 @@ JOIN_LIMIT = 65536
 class ServerConnection(Http1ServerCodec, asyncio.Protocol):
     """One downstream connection (Envoy: ConnectionManagerImpl with its codec)."""
 
-    UPSTREAM_FULL, PIPELINE_FULL, BODY_FULL = 1, 2, 4
+    UPSTREAM_FULL, PIPELINE_FULL, BODY_FULL, CLIENT_FULL = 1, 2, 4, 8
     T_ROUTE = T_ROUTE
 
     __slots__ = (
-        "_closed_by_us", "_head_started", "connection", "deadline", "direct_local_text", "drain_state",
+        "_closed_by_us", "_head_started", "_unsent", "connection", "deadline", "direct_local_text", "drain_state",
         "filter_chain_name", "held", "id", "idle_timeout", "listener", "local_text", "manager", "now", "out",
         "remote_text", "requests", "stats", "stream", "timers", "transport", "whole", "write_paused",
     )
@@ -68,6 +68,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self.requests = 0
         self.drain_state = OPEN
         self.write_paused = False
+        self._unsent = 0
+        """Bytes that waited to be written when the delayed close was last looked at."""
         self._closed_by_us = False
         self._head_started = False
         self.whole: bytes | None = None
@@ -100,7 +102,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             self.whole = None
         else:
             self.feed(data)
-        if self.stream is None and self._rest and not self._head_started and self.drain_state != CLOSED:
+        if (self.stream is None and self._rest and not self._head_started and not self.write_paused
+                and self.drain_state != CLOSED):
             self._head_begins()
         if self.out:
             self.flush()
@@ -143,13 +146,28 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        if self.stream is not None and self.stream.upstream is not None:
-            self.stream.upstream.pause_reading()
+        stream = self.stream
+        if stream is None:
+            self._wait_for_client()
+        elif stream.upstream is not None:
+            stream.upstream.pause_reading()
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        if self.stream is not None and self.stream.upstream is not None:
-            self.stream.upstream.resume_reading()
+        if self.stream is not None:
+            if self.stream.upstream is not None:
+                self.stream.upstream.resume_reading()
+        elif self.held & self.CLIENT_FULL:
+            self.unhold(self.CLIENT_FULL | self.PIPELINE_FULL)
+            if self.drain_state < CLOSING:
+                self._next_request()
+                self.flush()
+
+    def _wait_for_client(self) -> None:
+        """It does not read its responses: no further request is begun, or they would pile up here."""
+        if self.drain_state < CLOSING:
+            self.hold(self.CLIENT_FULL)
+            self._state = self.HELD
 
     # Output
 
@@ -315,10 +333,16 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         if self.idle_timeout:
             # The deadline is never later than this: on_deadline sees to that, so nothing has to be armed.
             timers[T_IDLE] = now + self.idle_timeout
+        if self.write_paused:
+            self._wait_for_client()
+        else:
+            self._next_request()
+
+    def _next_request(self) -> None:
         self._state = 0
         if self._rest:
             self.next_message()
-            if self._rest and self.stream is None and self.drain_state != CLOSED:
+            if self._rest and self.stream is None and not self.write_paused and self.drain_state != CLOSED:
                 self._head_begins()
 
     def _close_after(self, stream: Stream) -> None:
@@ -348,10 +372,12 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             # What still arrives is read and dropped: closing with unread data would reset the connection and could
             # take the reply with it.
             self.drain_state = CLOSING
-            self.timers.clear()
-            self.arm(T_DELAYED_CLOSE, timeout)
         else:
             self.close()
+        self._unsent = self.transport.get_write_buffer_size()
+        if timeout and (delay or self._unsent):
+            self.timers.clear()
+            self.arm(T_DELAYED_CLOSE, timeout)
 
     def close(self) -> None:
         """Close from our side. A request in flight is cut (the worker ends) and logged as that."""
@@ -408,8 +434,15 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
     def _expired(self, kind: int) -> None:
         stats = self.stats
         if kind == T_DELAYED_CLOSE:
+            unsent = self.transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:
+                # As in Envoy the time begins anew whenever the client has taken something.
+                self._unsent = unsent
+                self.arm(T_DELAYED_CLOSE, self.manager.config.delayed_close_timeout)
+                return
             stats.downstream_cx_delayed_close_timeout += 1
             self.close()
+            self.transport.abort()
         elif kind == T_DRAIN:
             if self.stream is None:
                 self.close_after_flush(delay=True)

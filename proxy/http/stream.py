@@ -98,8 +98,9 @@ class Stream(StreamInfo):
         self.method = self.path = self.authority = self.protocol = self.request_headers = None
         self.response_headers = self.details = self.route_name = self.upstream_host = self.upstream_cluster = None
         self.upstream_cluster_raw = self.upstream_local_address = None
+        self.last_downstream_rx = self.first_upstream_tx = None
         self.last_upstream_tx = self.first_upstream_rx = self.last_upstream_rx = self.last_downstream_tx = None
-        self.response_code = self.bytes_sent = 0
+        self.response_code = self.bytes_sent = self.attempt_count = 0
         self.end = self.start
         self.connection_id = conn.id
         self.downstream_local_address = conn.local_text
@@ -335,7 +336,7 @@ class Stream(StreamInfo):
     # The response, towards the client.
 
     def local_reply(self, status: int, body: bytes, details: bytes, *, headers: Sequence[tuple[bytes, bytes]] = (),
-                    close: bool = False, mutator: Mutator | None = None) -> None:
+                    close: bool = False, mutator: Mutator | None = None, grpc_status: int | None = None) -> None:
         """Answer ourselves (Envoy: sendLocalReply). Once a response has begun, cut the stream instead."""
         if self.finished:
             return
@@ -351,7 +352,7 @@ class Stream(StreamInfo):
         if mutator is not None:
             mutator.response(reply, self)
         if self.request_headers is not None and is_grpc(self.request_headers):
-            status, body = grpc_reply(status, body, reply)
+            status, body = grpc_reply(status, body, reply, grpc_status)
         elif body:
             reply.set(b"content-length", b"%d" % len(body))
             reply.set(b"content-type", b"text/plain")
@@ -408,6 +409,7 @@ class Stream(StreamInfo):
                 or self.mutator is not None or self.retry is not None or not manager.plannable
                 or (self.route is not None and self.route.vhost.include_attempt_count_in_response)
                 or not self.request_complete or upstream.until_close or b"set-cookie" in headers.index
+                or b"grpc-status" in headers.index  # it may have to be retried
                 or head.count(took[2]) != 1 or manager.config.suppress_envoy_headers
                 or not manager.response_plans.worth(upstream.head)):
             return

@@ -100,7 +100,8 @@ class UpstreamSide:
         """The final response head of an attempt."""
         now = self._now()
         stream.first_upstream_rx = now
-        if stream.policy is not None and (status >= 400 or stream.retry is not None or stream.policy.unusual):
+        if stream.policy is not None and (status >= 400 or stream.retry is not None or stream.policy.unusual
+                                          or b"grpc-status" in headers.index):
             retry = self._retry_state(stream, stream.policy)
             verdict = retry.on_response(status, headers)
             if verdict == retries.YES:

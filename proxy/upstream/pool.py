@@ -119,14 +119,16 @@ class Pool:
         self._host.stats.rq_pending_active -= 1
 
     def _serve(self, connection: ClientConnection) -> None:
-        user = self._pending.popleft()
-        self._left_pending()
+        # A loop: as many as max_pending_requests may have to be refused here.
         breaker = self._breaker
-        if breaker.requests >= breaker.limits.max_requests:
-            self.release(connection)
+        while self._pending:
+            user = self._pending.popleft()
+            self._left_pending()
+            if breaker.requests < breaker.limits.max_requests:
+                self._assign(connection, user)
+                return
             self._overflow(user)
-        else:
-            self._assign(connection, user)
+        self.release(connection)
 
     def _overflow(self, user: PoolUser) -> None:
         self._cluster.stats.upstream_rq_active_overflow += 1

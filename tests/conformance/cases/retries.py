@@ -56,6 +56,7 @@ RETRIES = bootstrap(
         route("codes", f"retry_on: retriable-status-codes, retriable_status_codes: [418, 503], {QUICK}"),
         route("headers", "retry_on: retriable-headers, retriable_headers: [{name: x-again, present_match: true}], "
               + QUICK),
+        route("grpc", f"retry_on: 'unavailable,cancelled', {QUICK}"),
         route("limited", f"retry_on: envoy-ratelimited, {QUICK}"),
         route("per-try", f"retry_on: reset, num_retries: 1, per_try_timeout: 0.2s, {QUICK}"),
         route("per-try-5xx", f"retry_on: 5xx, num_retries: 2, per_try_timeout: 0.1s, {QUICK}"),
@@ -99,6 +100,11 @@ def counted(name: str = "a") -> tuple[str, ...]:
     ))  # fmt: skip
 
 
+def grpc(status: int) -> bytes:
+    """A trailers-only response of gRPC, as HTTP/1 can carry it."""
+    return reply(200, b"", "content-type: application/grpc", f"grpc-status: {status}")
+
+
 E503 = reply(503, b"busy")
 E503_LAST = reply(503, b"busy", "connection: close")
 LAST = reply(200, b"ok", "connection: close")
@@ -136,6 +142,8 @@ CASES = [
          stats=counted()),
     Case("retry-headers", RETRIES, [get("/headers"), get("/headers")], [reply(200, b"no", "x-again: 1"), OK, E503],
          log=2, stats=counted()),
+    Case("retry-grpc-status", RETRIES, [get("/grpc") for _ in range(6)],
+         [grpc(14), OK, grpc(1), grpc(0), grpc(13), grpc(14), grpc(14), grpc(0), grpc(0)], log=6, stats=counted()),
     Case("retry-ratelimited", RETRIES, [get("/limited"), get("/5xx")],
          [reply(429, b"no", "x-envoy-ratelimited: true"), OK, reply(503, b"no", "x-envoy-ratelimited: true")], log=2,
          stats=counted()),

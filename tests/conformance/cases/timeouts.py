@@ -99,7 +99,34 @@ PART_OF_HEAD = b"GET / HTTP/1.1\r\nHost: x.com\r\n"
 PART_OF_BODY = msg("POST /up HTTP/1.1", "Host: x.com", "Content-Length: 10", body=b"hello")
 LARGE = "x-a: " + "a" * 1024
 
+GRPC_TIMES = bootstrap(http(routes="""
+- {match: {prefix: /capped}, route: {cluster: a, max_grpc_timeout: 0.2s}}
+- {match: {prefix: /uncapped}, route: {cluster: a, max_grpc_timeout: 0s, grpc_timeout_offset: 0.05s}}
+- match: {prefix: /duration}
+  route: {cluster: a, max_stream_duration: {grpc_timeout_header_max: 0.2s, grpc_timeout_header_offset: 0.05s}}
+- match: {prefix: /istio}
+  route:
+    cluster: a
+    timeout: 0s
+    max_grpc_timeout: 0s
+    max_stream_duration: {max_stream_duration: 0s, grpc_timeout_header_max: 0s}
+- {match: {prefix: /new}, route: {cluster: a, max_stream_duration: {}}}
+- {match: {prefix: /old}, route: {cluster: a}}
+"""), A)
+DEADLINES = ("100m", "5S", "1H", "1M", "100000u", "100000001n", "1x", "5", "123456789S", "99999999H")
+
 CASES = [
+    Case("grpc-timeout-of-the-caller", GRPC_TIMES,
+         [get(f"/{path}", GRPC, f"grpc-timeout: {deadline}") for path in ("capped", "uncapped", "duration", "istio")
+          for deadline in DEADLINES] + [get(f"/{path}", GRPC) for path in ("capped", "uncapped", "duration", "istio")]
+         + [get(f"/{path}", "grpc-timeout: 3S") for path in ("capped", "duration", "istio", "new", "old")],
+         log=4 * len(DEADLINES) + 9),
+    Case("grpc-timeout-expires", GRPC_TIMES, [get("/capped", GRPC, "grpc-timeout: 5S"),
+                                        get("/uncapped", GRPC, "grpc-timeout: 100m")],
+         [(request(), end()), (request(), end())], log=2, stats=("cluster.a.upstream_rq_timeout",)),
+    Case("grpc-stream-duration", GRPC_TIMES, [get("/duration", GRPC, "grpc-timeout: 5S"),
+                                        get("/istio", "grpc-timeout: 100m")],
+         [(request(), end()), (request(), end())], log=2, stats=("http.main.downstream_rq_max_duration_reached",)),
     Case("route-timeout", ROUTES, [get("/short"), get("/after")], [SILENT], log=2, stats=TIMED_OUT),
     Case("route-timeout-head-and-grpc", ROUTES, [get("/short", method="HEAD"), get("/short", GRPC)], [SILENT, SILENT],
          log=2, stats=TIMED_OUT),

@@ -158,7 +158,8 @@ def test_route_action() -> None:
         upgrade_configs=[{"upgrade_type": "WebSocket", "enabled": False}],
         hash_policy=[{"header": {"header_name": "x"}}, {"cookie": {"name": "c", "ttl": "0s"}}],
     ) == RouteAction(
-        cluster="c1", timeout=0.0, idle_timeout=0.0, max_stream_duration=0.0, prefix_rewrite=b"/x",
+        cluster="c1", timeout=0.0, idle_timeout=0.0, new_timeouts=True, max_stream_duration=0.0,
+        grpc_timeout_header_max=0.0, max_grpc_timeout=0.0, prefix_rewrite=b"/x",
         host_rewrite_literal=b"h", append_x_forwarded_host=True, high_priority=True,
         cluster_not_found_response_code=500, upgrade_types=((b"websocket", False),))
     assert action(auto_host_rewrite=True).auto_host_rewrite is True

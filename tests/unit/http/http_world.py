@@ -186,12 +186,17 @@ class Transport:
         self.closing = self.aborted = self.lost = False
         self.paused = False
         self.limits: dict[str, int] = {}
+        self.unsent = 0
+        """Bytes that the peer has not taken yet, as the test has it."""
 
     def get_extra_info(self, name: str) -> Any:
         return self._info.get(name)
 
     def set_write_buffer_limits(self, **limits: int) -> None:
         self.limits = limits
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write(self, data: bytes) -> None:
         assert data, "nothing was written"

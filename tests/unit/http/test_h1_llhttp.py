@@ -9,9 +9,12 @@ import pytest
 
 from tests.unit.http.http_samples import REQUESTS, RESPONSES, Client, Server
 
-ALPHABET = [b"\r", b"\n", b"\r\n", b" ", b"\t", b"\0", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff", b":", b";", b",", b"0",
-            b"5", b"a", b"F", b"g", b"-", b"+", b"_", b"x", b"chunked", b"Content-Length: 5\r\n", b"content-length:1\r\n",
-            b"Transfer-Encoding: chunked\r\n", b"transfer-encoding:\tchunked\r\n", b"Connection: close\r\n", b"0\r\n\r\n"]
+ALPHABET = [b"\r", b"\n", b"\r\n", b" ", b"\t", b"\0", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff", b":", b";", b",",
+            b"0",
+            b"5", b"a", b"F", b"g", b"-", b"+", b"_", b"x", b"chunked", b"Content-Length: 5\r\n",
+            b"content-length:1\r\n",
+            b"Transfer-Encoding: chunked\r\n", b"transfer-encoding:\tchunked\r\n", b"Connection: close\r\n",
+            b"0\r\n\r\n"]
 MUTANTS = 40
 """Of each sample."""
 

@@ -54,7 +54,8 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("config", "path", "expected"), GOLDEN, ids=lambda v: v.decode() if isinstance(v, bytes) else "")
+@pytest.mark.parametrize(("config", "path", "expected"), GOLDEN,
+                         ids=lambda v: v.decode() if isinstance(v, bytes) else "")
 def test_golden(config: model.HttpConnectionManager, path: bytes, expected: bytes) -> None:
     assert PathNormalizer(config).apply(path) == (expected, False)
     if path != expected:
@@ -79,7 +80,8 @@ def test_refused(config: model.HttpConnectionManager, path: bytes, logged: bytes
     assert raised.value.path == logged
 
 
-PIECES = st.lists(st.sampled_from([b"/", b"/", b".", b"..", b"a", b"%2e", b"%2E%2e", b"%2f", b"%5C", b"\\", b"%41", b"%",
+PIECES = st.lists(st.sampled_from([b"/", b"/", b".", b"..", b"a", b"%2e", b"%2E%2e", b"%2f", b"%5C", b"\\", b"%41",
+                                   b"%",
                                    b"%2", b"%25", b"%252e", b"~", b"x?", b"%7F"]), max_size=14)
 
 

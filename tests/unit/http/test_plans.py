@@ -6,156 +6,14 @@ every log operator, every statistic, every attribute of each stream must be the 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from proxy.access_log.operators import NONE, OPERATORS
 from proxy.config import model
 from proxy.config.model import SocketAddress
-from proxy.http.headers import Headers
-from proxy.http.plan import PlanMemo, RequestPlan, ResponsePlan
-from proxy.http.server_connection import CLOSING
-from proxy.stream_info import StreamInfo
-from tests.unit.http.http_world import (
-    ISTIO_FORMAT,
-    Peer,
-    World,
-    cluster,
-    manager,
-    route,
-    table,
-    virtual_host,
-)
-
-ROUNDS = 4
-VOLATILE = {"EMIT_TIME", "EMIT_TIME_LOCAL", "UNIQUE_ID"}
-"""Operators that differ from call to call."""
-LOG = ISTIO_FORMAT.rstrip("\n") + "".join(
-    f" {name}=%{name}%" for name, operator in OPERATORS.items() if operator.argument == NONE and name not in VOLATILE
-) + " %COMMON_DURATION(DS_RX_BEG:US_TX_BEG)% %COMMON_DURATION(DS_RX_END:DS_TX_END)%\n"
-
-Script = Callable[[World], None]
-
-
-def attributes(info: StreamInfo) -> dict[str, Any]:
-    """Everything that a log or a filter may see of a stream."""
-    found: dict[str, Any] = {}
-    for name in StreamInfo.__annotations__:
-        value = getattr(info, name)
-        if isinstance(value, Headers):
-            assert all(value.index[f[0]] is not None for f in value.fields)
-            assert {id(f) for f in value.index.values()} <= {id(f) for f in value.fields}
-            value = sorted(value.fields)
-        found[name] = value
-    return found
-
-
-@dataclass
-class Outcome:
-    transcript: dict[tuple[int, str], bytes]
-    log: list[bytes]
-    stats: dict[str, Any]
-    streams: list[dict[str, Any]] = field(default_factory=list)
-    ends: list[tuple[str, bool]] = field(default_factory=list)
-
-
-class Runs:
-    """How often plans ran, and how often they declined."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.requests = self.responses = 0
-        run_request, run_response = RequestPlan.run, ResponsePlan.run
-
-        def request(plan: RequestPlan, *args: Any) -> bool:
-            done = run_request(plan, *args)
-            self.requests += done
-            return done
-
-        def response(plan: ResponsePlan, *args: Any) -> bool:
-            done = run_response(plan, *args)
-            self.responses += done
-            return done
-
-        monkeypatch.setattr(RequestPlan, "run", request)
-        monkeypatch.setattr(ResponsePlan, "run", response)
-
-
-Compare = Callable[..., tuple[Runs, Outcome]]
-
-
-@pytest.fixture
-def compare(world_of: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> Compare:
-    """Run a script with and without plans; returns what the plans did, and the outcome."""
-    def once(script: Script, config: model.HttpConnectionManager, clusters: tuple[model.Cluster, ...]) -> Outcome:
-        random.seed(7)
-        world = world_of(config, *clusters)
-        streams: list[dict[str, Any]] = []
-        world.log_files.infos.append(lambda info: streams.append(attributes(info)))
-        script(world)
-        world.advance(10)
-        assert world.loop.errors == []
-        return Outcome(world.transcript, world.log, world.stats(), streams,
-                       [(p.name, p.closed) for p in world.upstreams])
-
-    def both(script: Script, config: model.HttpConnectionManager | None = None,
-             *clusters: model.Cluster) -> tuple[Runs, Outcome]:
-        config = config or manager(log=LOG)
-        with monkeypatch.context() as patch:
-            patch.setattr("os.urandom", random.Random(1).randbytes)  # the same request ids
-            patch.setattr(PlanMemo, "worth", lambda self, head: False)
-            plain_runs = Runs(patch)
-            plain = once(script, config, clusters)
-            assert plain_runs.requests == plain_runs.responses == 0
-        with monkeypatch.context() as patch:
-            patch.setattr("os.urandom", random.Random(1).randbytes)
-            runs = Runs(patch)
-            planned = once(script, config, clusters)
-        assert planned.transcript == plain.transcript
-        assert planned.log == plain.log
-        assert planned.stats == plain.stats
-        assert planned.streams == plain.streams
-        assert planned.ends == plain.ends
-        return runs, planned
-    return both
-
-
-DATED = b"date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
-GET = b"GET /x HTTP/1.1\r\nhost: a\r\nuser-agent: t\r\n\r\n"
-OK5 = b"HTTP/1.1 200 OK\r\n" + DATED + b"content-length: 5\r\n\r\nhello"
-CHUNKED = b"HTTP/1.1 200 OK\r\n" + DATED + b"transfer-encoding: chunked\r\n\r\n"
-
-
-def busy(world: World) -> Peer:
-    """The upstream connection with a request on it."""
-    (found,) = [u for u in world.upstreams if u.transport.protocol.stream is not None]
-    return found
-
-
-def exchange(client: Peer, request: bytes, *answer: bytes, finish: bool = False, after: float = 0.003) -> None:
-    client.send(request)
-    world = client.world
-    world.advance(after)
-    if not answer:
-        return
-    upstream = busy(world)
-    upstream.send(*answer)
-    if finish:
-        upstream.finish()
-
-
-def repeated(request: bytes, *answer: bytes, finish: bool = False, after: float = 0.003, rounds: int = ROUNDS) -> Script:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(rounds):
-            if client.closed or client.transport.protocol.drain_state == CLOSING:
-                client = world.client()
-            exchange(client, request, *answer, finish=finish, after=after)
-    return script
-
+from tests.unit.http.http_world import World, cluster, manager, route, table, virtual_host
+from tests.unit.http.plan_worlds import CHUNKED, DATED, GET, LOG, OK5, ROUNDS, Compare, busy, exchange, repeated
 
 PAIRS: dict[str, tuple[bytes, tuple[bytes, ...], bool, int | None, int | None]] = {
     # request, response in reads, whether the upstream closes then, how often the plans must run (None: whatever)
@@ -179,6 +37,9 @@ PAIRS: dict[str, tuple[bytes, tuple[bytes, ...], bool, int | None, int | None]] 
     "own service time": (GET, (OK5.replace(DATED, DATED + b"x-envoy-upstream-service-time: 77\r\n"),), False, 2, None),
     "a name that ends like service time": (
         GET, (OK5.replace(DATED, DATED + b"a-x-envoy-upstream-service-time: 3\r\n"),), False, 2, None),
+    "grpc status": (GET, (OK5.replace(DATED, DATED + b"grpc-status: 14\r\n"),), False, 2, 0),
+    "grpc timeout": (GET.replace(b"host", b"content-type: application/grpc\r\ngrpc-timeout: 1S\r\nhost"), (OK5,), False,
+                     None, None),
     "own server": (GET, (OK5.replace(DATED, DATED + b"server: nginx\r\n"),), False, 2, 2),
     "set-cookie": (GET, (OK5.replace(DATED, DATED + b"set-cookie: a=b\r\n"),), False, 2, 0),
     "upstream closes": (GET, (OK5.replace(DATED, DATED + b"connection: close\r\n"),), False, None, None),
@@ -192,15 +53,18 @@ PAIRS: dict[str, tuple[bytes, tuple[bytes, ...], bool, int | None, int | None]] 
     "cut in a chunk": (GET, (CHUNKED + b"5\r\nhel",), True, None, None),
     "bad chunk": (GET, (CHUNKED + b"5\r\nhellox\r\n",), False, None, None),
     "trailers": (GET, (CHUNKED + b"0\r\nx: y\r\n\r\n",), False, 2, 2),
-    "large body": (GET, (b"HTTP/1.1 200 OK\r\n" + DATED + b"content-length: 100000\r\n\r\n" + b"x" * 100_000,), False, 2, 2),
+    "large body": (GET, (b"HTTP/1.1 200 OK\r\n" + DATED + b"content-length: 100000\r\n\r\n" + b"x" * 100_000,), False,
+                   2, 2),
     "head": (b"HEAD" + GET[3:], (OK5[:-5],), False, 2, 0),
     "head, chunked": (b"HEAD" + GET[3:], (CHUNKED,), False, 2, 0),
     "delete": (b"DELETE" + GET[3:], (OK5,), False, 2, 2),
     "options": (b"OPTIONS" + GET[3:], (OK5,), False, 2, 2),
     "post without a body": (b"POST" + GET[3:], (OK5,), False, 2, 2),
-    "post with no length": (GET.replace(b"GET", b"POST").replace(b"host", b"content-length: 0\r\nhost"), (OK5,), False, None, None),
+    "post with no length": (GET.replace(b"GET", b"POST").replace(b"host", b"content-length: 0\r\nhost"), (OK5,), False,
+                            None, None),
     "post with a body": (b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello", (OK5,), False, 0, None),
-    "post that ends like a head": (b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n\r\n\r\n", (OK5,), False, 0, None),
+    "post that ends like a head": (b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n\r\n\r\n", (OK5,), False,
+                                   0, None),
     "connection: close": (GET.replace(b"host", b"connection: close\r\nhost"), (OK5,), False, None, None),
     "connection: keep-alive": (GET.replace(b"host", b"Connection: Keep-Alive\r\nhost"), (OK5,), False, None, None),
     "connection nominates": (GET.replace(b"host", b"connection: user-agent\r\nhost"), (OK5,), False, 0, None),
@@ -322,7 +186,8 @@ def test_silent_upstreams(compare: Compare, policy: model.RetryPolicy, sent: byt
 OTHERS = {
     "same": virtual_host(route(name="two"), name="w", domains=(b"b",)),
     "attempt count upstream": virtual_host(route(), name="w", domains=(b"b",), include_request_attempt_count=True),
-    "attempt count downstream": virtual_host(route(), name="w", domains=(b"b",), include_attempt_count_in_response=True),
+    "attempt count downstream": virtual_host(route(), name="w", domains=(b"b",),
+                                             include_attempt_count_in_response=True),
     "response header": virtual_host(route(), name="w", domains=(b"b",), mutations=model.HeaderMutations(
         response_add=(model.HeaderToAdd(b"x-vhost", "w"),))),
     "request header": virtual_host(route(mutations=model.HeaderMutations(
@@ -357,204 +222,3 @@ def test_two_virtual_hosts_with_the_same_response(compare: Compare, other: str, 
     hosts = (virtual_host(route(name="one"), domains=(b"a",)), OTHERS[other])
     compare(script, manager(routes=table(*hosts), log=LOG, tracing=tracing), cluster(),
             cluster(SocketAddress("10.0.0.2", 80), name="two"))
-
-
-def test_two_routes_with_all_methods(compare: Compare) -> None:
-    """A response head known from GET answers HEAD, and the other way round."""
-    def script(world: World) -> None:
-        client = world.client()
-        for method in [b"GET", b"HEAD", b"DELETE"] * ROUNDS + [b"HEAD", b"HEAD", b"GET"]:
-            exchange(client, method + GET[3:], OK5[:-5] if method == b"HEAD" else OK5)
-    compare(script)
-
-
-def test_pipelined_in_one_read(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(5):
-            client.send(GET + GET.replace(b"/x", b"/y"))
-            for _ in range(2):
-                world.advance(0.001)
-                busy(world).send(OK5)
-    _, outcome = compare(script)
-    assert len(outcome.log) == 10
-
-
-def test_pipelined_after_a_local_reply(compare: Compare) -> None:
-    """Two requests in one read, the first of which is answered at once."""
-    hosts = virtual_host(model.Route("d", model.RouteMatch(model.PREFIX, b"/direct"), model.DirectResponse(200, b"d")),
-                         route())
-
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(5):
-            exchange(client, GET.replace(b"/x", b"/direct") + GET, OK5)
-    _, outcome = compare(script, manager(hosts, log=LOG))
-    assert len(outcome.log) == 10
-
-
-def test_pipelined_while_a_plan_is_at_work(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(ROUNDS):
-            client.send(GET, GET)
-            for _ in range(2):
-                world.advance(0.001)
-                busy(world).send(OK5)
-    compare(script)
-
-
-def test_half_a_request_follows(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(ROUNDS):
-            client.send(GET + GET[:10])
-            busy(world).send(OK5)
-            client.send(GET[10:])
-            busy(world).send(OK5)
-    compare(script)
-
-
-def test_service_times(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for after in (0.0, 0.0015, 0.05, 0.0999, 0.1001, 1.5, 12.0):
-            exchange(client, GET, OK5, after=after)
-    runs, _ = compare(script)
-    assert runs.responses == 5
-
-
-def test_drain_begins_between(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for n in range(6):
-            world.listener.draining = n >= 4
-            exchange(client, GET, OK5)
-    runs, _ = compare(script)
-    assert (runs.requests, runs.responses) == (4, 2)
-
-
-def test_drain_begins_during_the_request(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for n in range(4):
-            client.send(GET)
-            world.listener.draining = n == 3
-            busy(world).send(OK5)
-    compare(script)
-
-
-def test_client_leaves(compare: Compare) -> None:
-    def script(world: World) -> None:
-        for cut in (0, 40, len(OK5) - 2):
-            client = world.client()
-            for _ in range(3):
-                exchange(client, GET, OK5)
-            client.send(GET)
-            if cut:
-                busy(world).send(OK5[:cut])
-            client.finish()
-    compare(script)
-
-
-def test_stale_connections(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(3):
-            exchange(client, GET, OK5)
-        client.send(GET)
-        busy(world).finish()
-        busy(world).send(OK5)
-        exchange(client, GET, OK5)
-    compare(script)
-
-
-def test_slow_reader(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for n in range(5):
-            if n == 3:
-                client.transport.protocol.pause_writing()
-            client.send(GET)
-            busy(world).send(OK5[:-3], b"llo")
-            if n == 4:
-                client.transport.protocol.resume_writing()
-    compare(script)
-
-
-@pytest.mark.parametrize("policy", [model.ROUND_ROBIN, model.LEAST_REQUEST, model.RANDOM])
-def test_hosts_are_chosen_alike(compare: Compare, policy: str) -> None:
-    """Also when the chosen host has no idle connection."""
-    hosts = [SocketAddress(f"10.0.0.{n}", 80) for n in range(1, 4)]
-
-    def script(world: World) -> None:
-        clients = [world.client() for _ in range(4)]
-        for n in range(12):
-            for client in clients[:1 + n % 4]:
-                client.send(GET)
-            for upstream in list(world.upstreams):
-                if upstream.transport.protocol.stream is not None:
-                    upstream.send(OK5)
-    runs, _ = compare(script, None, cluster(*hosts, lb_policy=policy))
-    assert runs.requests > 0
-
-
-def test_no_hosts(compare: Compare) -> None:
-    def script(world: World) -> None:
-        client = world.client()
-        for _ in range(3):
-            exchange(client, GET, OK5)
-        up = world.context.clusters.get("up")
-        assert up is not None
-        hosts = up.hosts
-        up.set_hosts([])
-        client.send(GET)
-        up.set_hosts(hosts)
-        exchange(client, GET, OK5)
-    compare(script)
-
-
-def test_original_destination(compare: Compare) -> None:
-    """One manager serves connections to several destinations."""
-    places = [SocketAddress("10.1.0.1", 80), SocketAddress("10.1.0.2", 8080)]
-
-    def script(world: World) -> None:
-        clients = [world.client(local=place) for place in places]
-        for _ in range(ROUNDS):
-            for client in clients:
-                exchange(client, GET.replace(b"host: a", b"host: a:80"), OK5)
-    for settings in ({}, {"strip_matching_host_port": True}, {"append_x_forwarded_port": True}):
-        compare(script, manager(log=LOG, **settings),
-                model.Cluster("up", type=model.ORIGINAL_DST, lb_policy=model.CLUSTER_PROVIDED))
-
-
-def test_what_is_kept(world_of: Callable[..., World]) -> None:
-    """A plan is kept at the second appearance of a head, never for one with credentials, and memos are bounded."""
-    world = world_of()
-    client = world.client()
-    memo = world.manager.request_plans
-    exchange(client, GET, OK5)
-    assert not memo and not world.manager.response_plans
-    exchange(client, GET, OK5)
-    assert list(memo) == [GET] and list(world.manager.response_plans) == [OK5[:-5]]
-    for n in range(PlanMemo.ENTRIES + 10):
-        for _ in range(2):
-            exchange(client, GET.replace(b"/x", b"/%d" % n), OK5.replace(b"date", b"x: %d\r\ndate" % n))
-        assert len(memo) <= PlanMemo.ENTRIES and len(world.manager.response_plans) <= PlanMemo.ENTRIES
-    for name in (b"authorization", b"proxy-authorization", b"cookie", b"x-forwarded-client-cert"):
-        for _ in range(4):
-            exchange(client, GET.replace(b"host", name + b": secret\r\nhost"), OK5)
-    assert not any(b"secret" in head for head in memo)
-    for _ in range(4):
-        exchange(client, GET, OK5.replace(b"date", b"set-cookie: secret\r\ndate"))
-    assert not any(b"secret" in head for head in world.manager.response_plans)
-
-
-def test_heads_seen_are_remembered_as_marks_only() -> None:
-    memo: PlanMemo[Any] = PlanMemo()
-    for n in range(3 * PlanMemo.SEEN):
-        assert not memo.worth(b"%d" % n)
-        assert len(memo._seen) <= PlanMemo.SEEN
-    assert not memo.worth(b"x" * (PlanMemo.LONGEST + 1))
-    assert not memo.worth(b"x" * (PlanMemo.LONGEST + 1))
-    assert not memo.worth(b"new") and memo.worth(b"new")
