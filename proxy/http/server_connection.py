@@ -384,7 +384,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self._closed_by_us = True
         self.drain_state = CLOSED
         self.ignore()
-        self.transport.close()
+        if hasattr(self, "transport"):  # else accepted, but the loop has not got round to connection_made
+            self.transport.close()
         if self.stream is not None:
             self.stream.cut()
 
