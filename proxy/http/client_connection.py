@@ -24,9 +24,9 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
     """Owned by its pool while idle, by one stream while it is busy. Calls the stream's ``upstream_*`` methods."""
 
     __slots__ = (
-        "_closed_by_us", "_cluster", "_cut", "_ended", "_host", "_idle_timeout", "_idle_until", "_lost", "_now", "_opened_at",
-        "_paused", "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head", "local_address", "served",
-        "stream", "transport",
+        "_closed_by_us", "_cluster", "_cut", "_ended", "_host", "_idle_timeout", "_idle_until", "_lost", "_now",
+        "_opened_at", "_paused", "_pool", "_request_sent", "_reusable", "_stats", "_until", "deadline", "head",
+        "local_address", "served", "stream", "transport",
     )
 
     transport: asyncio.Transport
@@ -87,7 +87,8 @@ class ClientConnection(Http1ClientCodec, asyncio.Protocol):
             end = data.find(b"\r\n\r\n") + 4
             head = data[:end]
             plan = stream.manager.response_plans.get(head)
-            if plan is not None and stream.plan is not None and not self._head_request and plan.run(stream, self, data, end):
+            if (plan is not None and stream.plan is not None and not self._head_request
+                    and plan.run(stream, self, data, end)):
                 return
             self.head = head
             self.feed(data)

@@ -56,7 +56,7 @@ def response_timeout(action: RouteAction, headers: Headers) -> float:
 def stream_duration(action: RouteAction, headers: Headers) -> float | None:
     """How long the route lets the stream last, by grpc-timeout where the route asks for that (seconds).
 
-    0.0 is no limit, None that of the connection manager. Passes the duration on in grpc-timeout.
+    0.0 is no limit, None that of the connection manager. A gRPC request's grpc-timeout becomes the duration.
     """
     asked = grpc_timeout(headers)
     limit = action.grpc_timeout_header_max
@@ -66,7 +66,8 @@ def stream_duration(action: RouteAction, headers: Headers) -> float | None:
     if limit and duration > limit:
         duration = limit
     duration = max(0.0, duration - action.grpc_timeout_header_offset)
-    set_grpc_timeout(headers, round(duration * 1000))
+    if is_grpc(headers):
+        set_grpc_timeout(headers, round(duration * 1000))
     return duration or AT_ONCE
 
 
