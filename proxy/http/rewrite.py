@@ -20,29 +20,41 @@ def substitute_path(rewrite: tuple[object, object], path: bytes) -> bytes:
 
 
 def rewrite_request(stream: Stream, route: CompiledRoute, action: model.RouteAction, *, suppress: bool) -> None:
-    """Rewrite path and authority; the originals go into x-envoy-original-path and -host."""
+    """Rewrite authority and path; the originals go into x-envoy-original-host and -path.
+
+    In this order, but auto_host_rewrite comes last: Envoy knows the upstream host only then.
+    """
+    headers: Headers = stream.request_headers  # type: ignore[assignment]
+    if stream.weighted is not None and stream.weighted.host_rewrite_literal:
+        _rewrite_host(stream, stream.weighted.host_rewrite_literal, action, suppress)
+    elif action.host_rewrite_literal:
+        _rewrite_host(stream, action.host_rewrite_literal, action, suppress)
+    elif action.host_rewrite_header:
+        _rewrite_host(stream, headers.get(action.host_rewrite_header), action, suppress)
+    if action.prefix_rewrite or action.regex_rewrite is not None:
+        _rewrite_path(stream, route, action, suppress)
+    if action.auto_host_rewrite and stream.host is not None and not (
+            stream.weighted is not None and stream.weighted.host_rewrite_literal):
+        _rewrite_host(stream, stream.host.hostname, action, suppress)
+
+
+def _rewrite_path(stream: Stream, route: CompiledRoute, action: model.RouteAction, suppress: bool) -> None:
     headers: Headers = stream.request_headers  # type: ignore[assignment]
     old_path: bytes = stream.path  # type: ignore[assignment]
-    if action.prefix_rewrite or action.regex_rewrite is not None:
-        path, mark, query = old_path.partition(b"?")
-        if action.prefix_rewrite:
-            match = route.config.match
-            matched = path if match.kind == model.SAFE_REGEX else match.value
-            path = action.prefix_rewrite + path[len(matched):]
-        elif action.regex_rewrite is not None:
-            path = substitute_path(action.regex_rewrite, path)
-        stream.path = path + mark + query
-        if not suppress:
-            headers.set(b"x-envoy-original-path", old_path)
-    host = None
-    if stream.weighted is not None and stream.weighted.host_rewrite_literal:
-        host = stream.weighted.host_rewrite_literal
-    elif action.host_rewrite_literal:
-        host = action.host_rewrite_literal
-    elif action.host_rewrite_header:
-        host = headers.get(action.host_rewrite_header)
-    elif action.auto_host_rewrite and stream.host is not None:
-        host = stream.host.hostname
+    path, mark, query = old_path.partition(b"?")
+    if action.prefix_rewrite:
+        match = route.config.match
+        matched = path if match.kind == model.SAFE_REGEX else match.value
+        path = action.prefix_rewrite + path[len(matched):]
+    elif action.regex_rewrite is not None:
+        path = substitute_path(action.regex_rewrite, path)
+    stream.path = path + mark + query
+    if not suppress:
+        headers.set(b"x-envoy-original-path", old_path)
+
+
+def _rewrite_host(stream: Stream, host: bytes | None, action: model.RouteAction, suppress: bool) -> None:
+    headers: Headers = stream.request_headers  # type: ignore[assignment]
     if host and host != stream.authority:
         if not suppress:
             headers.set(b"x-envoy-original-host", stream.authority or b"")

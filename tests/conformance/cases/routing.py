@@ -120,6 +120,8 @@ REWRITES = bootstrap(http(routes="""
 - {match: {prefix: /hh}, route: {cluster: a, host_rewrite_header: x-host}}
 - {match: {prefix: /hx}, route: {cluster: a, host_rewrite_literal: new.com, append_x_forwarded_host: true}}
 - {match: {prefix: /auto}, route: {cluster: dns, auto_host_rewrite: true}}
+- {match: {prefix: /both}, route: {cluster: a, prefix_rewrite: /new, host_rewrite_literal: new.com}}
+- {match: {prefix: /dns}, route: {cluster: dns, prefix_rewrite: /new, auto_host_rewrite: true}}
 - match: {safe_regex: {regex: '/rx/.*'}}
   route: {cluster: a, prefix_rewrite: /all}
 """), A, cluster("dns", "up:dns", kind="STRICT_DNS", address="localhost", extra="dns_lookup_family: V4_ONLY"))
@@ -232,7 +234,8 @@ CASES = [
     Case("prefix-rewrites", REWRITES, gets("/p1/x?a=/p1/", "/p2/a", "/p2", "/p2?x", "/exact?y=1", "/rx/y/z"), log=6),
     Case("regex-rewrite", REWRITES, gets("/re/abc/12/x?q=/abc/1", "/re/none"), log=2),
     Case("host-rewrites", REWRITES, [*gets("/hl", "/hx"), get("/hh", "x-host: from.header"), get("/hh")], log=4),
-    Case("auto-host-rewrite", REWRITES, [get("/auto")], {"dns": []}),
+    Case("auto-host-rewrite", REWRITES, [get("/auto"), get("/dns")], {"dns": []}, log=2),
+    Case("host-and-path-rewrite", REWRITES, gets("/both/x?y")),
     Case("header-order", MUTATIONS, [get("/order", "x-order: client", "x-vhost-drops: 1", "x-route-drops: 1",
                                          "x-cluster-drops: 1", "x-kept: 1")],
          [reply(200, b"ok", "x-order: upstream", "x-from-upstream: 1", "x-from-table: 1")]),
