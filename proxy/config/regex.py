@@ -16,9 +16,9 @@ from typing import Any
 
 MAX_PROGRAM_SIZE = 100
 """Default of the runtime key re2.max_program_size.error_level."""
-_PLAIN = re.compile(r"[A-Za-z0-9/_ -]{0,40}(?:\.\*)?")
-"""Patterns (``/beta/.*``) that RE2 takes for certain, with a small program: most meshes have no others, and then the
-4 MB of RE2 are never loaded."""
+_PLAIN = re.compile(r"(?:[A-Za-z0-9/_ -]|\\\.|\.\*){0,40}")
+"""Text with ``.*`` in places (``/beta/.*``): RE2 takes it for certain, with a small program, and it can be matched
+without any engine. Most meshes have no other patterns, and then the 4 MB of RE2 are never loaded."""
 _MAX_FIXED_LENGTH = 256
 """Characters after a repetition that may have to be given back: they bound the work for each character."""
 
@@ -51,10 +51,14 @@ class SafeRegex:
         """Raises RegexError for a pattern with bad syntax or a program of more than ``max_program_size``."""
         self.text = text
         self._compiled: Any = None
-        fast = _linear(text)
-        if _PLAIN.fullmatch(text) is None or max_program_size < MAX_PROGRAM_SIZE or fast is None:
+        plain = _PLAIN.fullmatch(text) is not None
+        if not plain or max_program_size < MAX_PROGRAM_SIZE:
             self._compile(max_program_size)
-        self.fullmatch = self._re2.fullmatch if fast is None else re.compile(fast).fullmatch
+        fast = _linear(text)
+        if fast is not None:
+            self.fullmatch = re.compile(fast).fullmatch
+        else:
+            self.fullmatch = _in_order(text) if plain else self._re2.fullmatch
 
     @property
     def _re2(self) -> Any:
@@ -110,6 +114,24 @@ class SafeRegex:
             at = last_end = end
         out.append(value[at:])
         return b"".join(out)
+
+
+def _in_order(text: str) -> Callable[[bytes], object | None]:
+    """A matcher for a ``_PLAIN`` pattern with ``.*``: its pieces of text must follow each other."""
+    first, *middle, last = [piece.replace("\\.", ".").encode() for piece in text.split(".*")]
+
+    def fullmatch(value: bytes) -> bytes | None:
+        at, end = len(first), len(value) - len(last)
+        if at > end or not value.startswith(first) or not value.endswith(last) or b"\n" in value:
+            return None
+        for piece in middle:
+            found = value.find(piece, at, end)
+            if found < 0:
+                return None
+            at = found + len(piece)
+        return value
+
+    return fullmatch
 
 
 @dataclass(frozen=True, slots=True)

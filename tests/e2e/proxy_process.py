@@ -83,7 +83,7 @@ def alive(pid: int) -> bool:
 
 
 class ProxyProcess:
-    """One ``python -m proxy`` with two workers. ``close`` fails when a process or a traceback is left over."""
+    """One ``python -m proxy`` (two workers). ``close`` fails when a process or a traceback is left over."""
 
     def __init__(self, folder: Path, config: str = CONFIG) -> None:
         self.folder = folder
@@ -96,12 +96,12 @@ class ProxyProcess:
         self._seen: set[int] = set()
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *arguments: str, wait: bool = True) -> None:
+    def start(self, *arguments: str, wait: bool = True, workers: int = 2) -> None:
         """Start it, and wait until it is live."""
         with self._stderr.open("a") as stderr:
-            command = [sys.executable, "-W", "error", "-m", "proxy", "-c", str(self.config), "--concurrency", "2"]
+            command = [sys.executable, "-W", "error", "-m", "proxy", "-c", str(self.config)]
             self.process = subprocess.Popen(
-                [*command, *arguments],
+                [*command, "--concurrency", str(workers), *arguments],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True)
         if wait:
             wait_for("the proxy to be live", self._live)
