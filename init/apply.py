@@ -1,52 +1,52 @@
-"""A plan into the kernel: compare, write in one step, check, and undo on any failure."""
+"""A plan into the kernel: look, decide, write each place in one step, check, and undo everything on any failure."""
 
-import difflib
+from dataclasses import dataclass, field
 
-from init.backend import Backend, select
+from init import routing
+from init.backends.base import Backend, Holding
+from init.backends.choice import Backends, Held, choose, holders
+from init.backends.iptables import IptablesBackend
 from init.errors import KernelError
 from init.lock import namespace_lock
 from init.log import Log
-from init.netlink import remove_blank_table
-from init.plan import IPV6, Plan
-from init.render import document, installation
+from init.rules import DIVERT, VERSIONS, Plan
 from init.settings import Settings
-from init.state import RuleSet, listing, removal, restoration, wanted
+from init.transaction import ReplaceRules, Step, difference, perform
 
 CAP_NET_ADMIN = 12
-MAX_DIFFERENCE = 50  # lines of wanted and present rules in one error
-# Makes the table of a family that holds no rule, as the probe of Istio's program does; nothing else stays of it.
-_MAKE_TABLE = document({"nat": ("-N ISTIO_PROBE", "-X ISTIO_PROBE")})
 
 
-def apply(plan: Plan, settings: Settings, log: Log) -> None:
+@dataclass(slots=True)
+class Outcome:
+    """What a run did; `backend` is the kind that holds the rules now."""
+
+    backend: str = ""
+    changed: bool = False
+    steps: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+
+def apply(plan: Plan, settings: Settings, backends: Backends, log: Log) -> Outcome:
     """Make the kernel hold exactly the rules of `plan`; do nothing if it does already.
 
     Rules of an earlier run with other flags are replaced under `reconcile` and else refused. Raises KernelError; the
-    rules are then those of before.
+    rules, addresses, policy rules and routes are then those of before.
     """
     require_net_admin()
     with namespace_lock(lambda: log.info("waiting for another run in this network namespace to end")):
-        backend, dump = select(plan.family, settings.force_binary)
-        log.debug(f"using {backend.path}")
-        target = wanted(plan.rules)
-        hidden = sorted(dump.unreadable & target.keys())
-        if hidden:
-            raise KernelError(
-                f"the table {hidden[0]} of this network namespace holds what only the nft program can show, so rules "
-                f"in it cannot be checked: remove it with `nft delete table ip {hidden[0]}` if it is not needed"
-            )
-        present = dump.ours()
-        if listing(present) == listing(target) and not settings.force_apply:
-            log.info(f"nothing to do: {backend.name} already holds {_count(target)}")
-            return
-        if present and listing(present) != listing(target) and not settings.reconcile:
-            raise KernelError(
-                f"{backend.name} holds rules of a run with other flags: remove them with istio-clean-iptables, or "
-                f"replace them with --reconcile (- present, + wanted):\n{_difference(present, target)}"
-            )
-        _write(backend, plan, present, target)
-        log.info(f"{backend.name}: installed {_count(target)}")
-        _make_table_of_other_family(backend, log)
+        held = holders(backends, plan, log)
+        backend = choose(settings, backends, held)
+        network = routing.wanted(
+            ipv6=plan.ipv6, active=settings.routes_inbound, mark=settings.tproxy_mark, table=settings.tproxy_table
+        )
+        holder = _satisfied_by(plan, held, backends)
+        if holder is not None and (holder is backend or not settings.reconcile):
+            backend = holder
+            if not settings.force_apply:
+                return _nothing_but_network(plan, backend, network, log)
+        elif held and not settings.reconcile:
+            raise KernelError(*_refusal(plan, held, backend))
+        return _write(plan, settings, backend, held, network, log)
 
 
 def require_net_admin() -> None:
@@ -55,7 +55,7 @@ def require_net_admin() -> None:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             capabilities = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
     except OSError:
-        return  # no /proc: the binaries will say what is missing
+        return  # no /proc: the programs will say what is missing
     if not capabilities >> CAP_NET_ADMIN & 1:
         raise KernelError(
             "the capability NET_ADMIN is missing: run as root, with NET_ADMIN and NET_RAW among the container's "
@@ -63,59 +63,102 @@ def require_net_admin() -> None:
         )
 
 
-def _write(backend: Backend, plan: Plan, present: RuleSet, target: RuleSet) -> None:
-    expected = present
-    try:
-        backend.restore(document(removal(present), installation(plan.rules)))
-        expected = target
-        found = backend.save().ours()
-        if listing(found) != listing(target):
-            raise KernelError(
-                f"{backend.name} reported success but the kernel does not hold the rules (- present, + wanted):\n"
-                f"{_difference(found, target)}"
-            )
-    except BaseException as failure:
-        _roll_back(backend, present, expected, failure)
-        raise
+def _satisfied_by(plan: Plan, held: list[Held], backends: Backends) -> Backend | None:
+    """The one kind whose stores hold exactly the plan while no other holds anything of ours."""
+    kinds = {entry.kind for entry in held}
+    if len(kinds) != 1:
+        return None
+    backend = backends.get(kinds.pop())
+    present = {id(entry.store): entry.holding for entry in held}
+    for store in backend.stores(plan):
+        if present.pop(id(store), Holding()).lines != store.wanted(plan).lines:
+            return None
+    return None if present else backend
 
 
-def _roll_back(backend: Backend, before: RuleSet, expected: RuleSet, failure: BaseException) -> None:
-    """Put back what stood before. `expected` is taken for what is there now if the kernel cannot be read."""
-    try:
-        try:
-            now = backend.save().ours()
-        except KernelError:
-            now = expected
-        if listing(now) != listing(before):
-            backend.restore(document(removal(now), restoration(before)))
-        if backend.kind == "nft" and not before:
-            for table in now:
-                remove_blank_table(backend.family.version, table)
-    except KernelError as error:
-        raise KernelError(
-            f"{failure}; what was there before could not be put back either ({error}): run istio-clean-iptables"
-        ) from failure
+def _nothing_but_network(plan: Plan, backend: Backend, network: routing.Objects, log: Log) -> Outcome:
+    """The rules are there; addresses, policy rules and routes that have gone since come back."""
+    steps = [routing.Create(missing) for missing in routing.missing(network)]
+    perform(steps)
+    names = " and ".join(store.name for store in backend.stores(plan))
+    summary = ", ".join(store.wanted(plan).summary() for store in backend.stores(plan))
+    if steps:
+        log.info(f"{names} already holds {summary}; done: {'; '.join(step.what for step in steps)}")
+    else:
+        log.info(f"nothing to do: {names} already holds {summary}")
+    return Outcome(backend.kind, bool(steps), [step.what for step in steps])
 
 
-def _make_table_of_other_family(backend: Backend, log: Log) -> None:
-    path = backend.path[: -len(backend.name)] + backend.name.replace(backend.family.program, IPV6.program)
-    try:
-        Backend(IPV6, backend.kind, path).restore(_MAKE_TABLE)
-    except KernelError as error:
-        log.debug(f"IPv6 is not captured, and its tables were left alone: {error}")
-
-
-def _difference(present: RuleSet, target: RuleSet) -> str:
-    lines = [
-        line
-        for line in difflib.unified_diff(listing(present), listing(target), lineterm="", n=0)
-        if not line.startswith(("---", "+++", "@@"))
+def _refusal(plan: Plan, held: list[Held], backend: Backend) -> list[str]:
+    lines = []
+    for entry in held:
+        same_kind = entry.kind == backend.kind
+        here = [store for store in (backend.stores(plan) if same_kind else ()) if store.name == entry.store.name]
+        lines += difference(entry.holding, here[0].wanted(plan) if here else Holding())
+    present = {entry.store.name for entry in held}
+    for store in backend.stores(plan):
+        if store.name not in present:
+            lines += difference(Holding(), store.wanted(plan))
+    names = " and ".join(dict.fromkeys(entry.store.name for entry in held))
+    others = f", which --backend {backend.kind} would not use" if all(e.kind != backend.kind for e in held) else ""
+    return [
+        f"{names} holds rules of a run with other flags{others}: remove them with istio-clean-iptables, or replace them "
+        "with --reconcile (- present, + wanted):\n" + "\n".join(lines)
     ]
-    more = [f"... and {len(lines) - MAX_DIFFERENCE} lines more"] if len(lines) > MAX_DIFFERENCE else []
-    return "\n".join(lines[:MAX_DIFFERENCE] + more)
 
 
-def _count(rules: RuleSet) -> str:
-    chains = sum(len(ours.chains) for ours in rules.values())
-    count = sum(len(ours.hooks) + sum(map(len, ours.chains.values())) for ours in rules.values())
-    return f"{count} rules and {chains} chains in {', '.join(sorted(rules))}"
+def _write(
+    plan: Plan, settings: Settings, backend: Backend, held: list[Held], network: routing.Objects, log: Log
+) -> Outcome:
+    stores = list(backend.stores(plan))
+    targets = {id(store) for store in stores}
+    present = {id(entry.store): entry.holding for entry in held}
+    steps: list[Step] = [routing.Create(missing) for missing in routing.missing(network)]
+    steps += [ReplaceRules(store, present.get(id(store), store.holding(plan)), plan) for store in stores]
+    steps += [ReplaceRules(entry.store, entry.holding, None) for entry in held if id(entry.store) not in targets]
+    steps += [routing.Remove(stale) for stale in _stale(network, settings, held)]
+    perform(steps)
+    for store in stores:
+        log.info(f"{store.name}: installed {store.wanted(plan).summary()}")
+    for step in steps:
+        if not isinstance(step, ReplaceRules) or step.plan is None:
+            log.info(f"done: {step.what}")
+    _make_empty_table(plan, backend, log)
+    return Outcome(backend.kind, True, [step.what for step in steps])
+
+
+def _stale(network: routing.Objects, settings: Settings, held: list[Held]) -> list[routing.Object]:
+    """Policy rules and routes of the rules that are being replaced, and doubles of the wanted ones."""
+    if not held:
+        return []
+    marks = marks_of(held) | {settings.tproxy_mark}
+    keep = set(network)
+    stale = []
+    for found in routing.found(marks, {settings.tproxy_table}):
+        if found in keep:
+            keep.discard(found)  # one stays; policy rules can be there several times
+        else:
+            stale.append(found)
+    return stale
+
+
+def marks_of(held: list[Held]) -> set[int]:
+    """The packet marks of TPROXY rules in the kernel: what policy rules of ours look for."""
+    return {
+        int(rule.target.value)
+        for entry in held
+        for rule in entry.holding.rules
+        if rule.chain == DIVERT and rule.target.kind == "mark"
+    }
+
+
+def _make_empty_table(plan: Plan, backend: Backend, log: Log) -> None:
+    """Where IPv6 is not captured its nat table is made, empty, as the probe of Istio's program leaves it."""
+    if not isinstance(backend, IptablesBackend):
+        return
+    for version in VERSIONS:
+        if version not in plan.versions:
+            try:
+                backend.store(version).make_table()
+            except KernelError as error:
+                log.debug(f"IPv6 is not captured, and its tables were left alone: {error}")

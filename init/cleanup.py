@@ -2,91 +2,118 @@
 
 from collections.abc import Callable
 
-from init.apply import require_net_admin
-from init.backend import Backend, has_legacy_tables, installed, not_installed
+from init import routing
+from init.apply import Outcome, marks_of, require_net_admin
+from init.backends.base import Store
+from init.backends.choice import Backends, Held, traces
+from init.backends.iptables import IptablesBackend
 from init.errors import KernelError
+from init.iptables_text import line
 from init.lock import namespace_lock
 from init.log import Log
-from init.netlink import remove_blank_table
-from init.plan import IPV4, IPV6, Family
-from init.render import document
+from init.recipe import make_plan
+from init.rules import VERSIONS, Plan
 from init.settings import Settings
-from init.state import Dump, RuleSet, listing, removal
 
 
-def clean_up(settings: Settings, log: Log, show: Callable[[str], None]) -> None:
-    """Remove our chains and the rules that jump to them, in both families and with all installed binaries.
+def clean_up(settings: Settings, backends: Backends, log: Log, show: Callable[[str], None]) -> Outcome:
+    """Remove our rules and chains of both families from all backends, policy rules, routes and the address `::6`.
 
-    Says what was removed. With `dry_run` only `show`s the restore text for each of the binaries. Raises KernelError
-    if something may have stayed, after the rest was removed.
+    Says what was removed. With `dry_run` only `show`s the text that would do it. Raises KernelError if something may
+    have stayed, after the rest was removed.
     """
     require_net_admin()
+    outcome = Outcome()
     problems: list[str] = []
+    # What the flags would install helps to recognise rules without a name of ours; all else needs no flags.
+    plan = make_plan(settings)
     with namespace_lock(lambda: log.info("waiting for another run in this network namespace to end")):
-        removed = [
-            _clean_family(family, settings, problems, log, show)
-            for family in (IPV4, IPV6)  # IPv6 too: an earlier run may have captured it
-        ]
+        held = _held(backends, plan, problems, log)
+        network = routing.found(marks_of(held) | {settings.tproxy_mark}, {settings.tproxy_table})
+        if settings.dry_run:
+            for entry in held:
+                show(f"# {entry.store.name}\n{entry.store.script(None, entry.holding)}")
+            for item in network:
+                show(f"# {routing.Remove(item).what}\n")
+            return outcome
+        # First what is only found by the marks of the rules: a run that is killed here can be repeated.
+        for item in network:
+            step = routing.Remove(item)
+            if _try(step.do, problems):
+                outcome.removed.append(f"{step.what}")
+                log.info(f"done: {step.what}")
+        for entry in held:
+            if _try(lambda entry=entry: _clean(entry, plan), problems):  # type: ignore[misc]
+                outcome.removed += _report(entry, log)
+        _remove_blank_tables(backends, log)
+    outcome.changed = bool(outcome.removed)
     if problems:
         raise KernelError(*problems)
-    if not any(removed):
-        log.info("nothing to remove: no chain or rule of this program was found")
+    if not outcome.changed:
+        log.info("nothing to remove: no chain, rule, route or address of this program was found")
+    return outcome
 
 
-def _clean_family(
-    family: Family, settings: Settings, problems: list[str], log: Log, show: Callable[[str], None]
-) -> bool:
-    """Whether anything was removed, or would be."""
-    found = [b for b in installed(family) if settings.force_binary in ("", b.kind)]
-    if not found and family is IPV4:
-        problems.append(not_installed(family, settings.force_binary))
-    dumps: list[tuple[Backend, Dump]] = []
-    failures: list[str] = []
-    for backend in found:
-        if backend.kind == "legacy" and not has_legacy_tables(family):
-            continue  # asking would load its modules, and there is nothing
-        try:
-            dumps.append((backend, backend.save()))
-        except KernelError as error:
-            failures.append(str(error))
-            log.debug(f"{backend.name} cannot be asked: {error}")
-    if found and not dumps and family is IPV4 and failures:
-        problems.extend(failures)
-    removed = [_clean(backend, dump, settings, problems, log, show) for backend, dump in dumps]
-    return any(removed)
+def _held(backends: Backends, plan: Plan, problems: list[str], log: Log) -> list[Held]:
+    """What there is to remove; a store that cannot be read is a problem, not the end."""
+    found = []
+    for backend in backends.all():
+        stores: list[Store] = []
+        _try(lambda backend=backend, stores=stores: stores.extend(traces(backend, log)), problems)  # type: ignore[misc]
+        for store in stores:
+            try:
+                holding = store.holding(plan)
+            except KernelError as error:
+                problems.append(str(error))
+                continue
+            problems += [
+                f"{store.name} cannot show the table {table}, which holds what only the nft program can show"
+                for table in store.unreadable()
+            ]
+            if holding:
+                found.append(Held(backend.kind, store, holding))
+    return found
 
 
-def _clean(
-    backend: Backend, dump: Dump, settings: Settings, problems: list[str], log: Log, show: Callable[[str], None]
-) -> bool:
-    ours = dump.ours()
-    if "nat" in dump.unreadable:
-        problems.append(f"{backend.name} cannot show the table nat, which holds what only the nft program can show")
-    if settings.dry_run:
-        if ours:
-            show(f"# {backend.name}-restore --noflush\n{document(removal(ours))}")
-        return bool(ours)
+def _clean(entry: Held, plan: Plan) -> None:
+    entry.store.replace(entry.holding, None)
+    left = entry.store.holding(plan)
+    if left:
+        raise KernelError(f"{entry.store.name} reported success but left: {'; '.join(left.lines)}")
+
+
+def _try(work: Callable[[], None], problems: list[str]) -> bool:
     try:
-        if ours:
-            backend.restore(document(removal(ours)))
-            left = backend.save().ours()
-            if left:
-                problems.append(f"{backend.name} reported success but left: {'; '.join(listing(left))}")
-            else:
-                _report(backend, ours, log)
+        work()
     except KernelError as error:
         problems.append(str(error))
-    if backend.kind == "nft":
-        for table in sorted({"nat", *ours}):  # nat: made empty where a family was not captured
-            if remove_blank_table(backend.family.version, table):
-                log.debug(f"removed from {backend.name}: the table {table}, which held nothing")
-    return bool(ours)
+        return False
+    return True
 
 
-def _report(backend: Backend, ours: RuleSet, log: Log) -> None:
-    for table, part in sorted(ours.items()):
-        for hook in part.hooks:
-            log.info(f"removed from {backend.name}, table {table}: rule -A {hook.chain} {hook.specification}")
-        for chain, rules in part.chains.items():
-            size = "1 rule" if len(rules) == 1 else f"{len(rules)} rules"
-            log.info(f"removed from {backend.name}, table {table}: chain {chain} with {size}")
+def _report(entry: Held, log: Log) -> list[str]:
+    """One line for each chain, and for each rule in a chain that stays."""
+    own = set(entry.holding.chains)
+    lines = []
+    for rule in entry.holding.rules:
+        if (rule.table, rule.chain) not in own:
+            lines.append(f"removed from {entry.store.name}, rule {line(rule)}")
+    for table, chain in entry.holding.chains:
+        count = sum((rule.table, rule.chain) == (table, chain) for rule in entry.holding.rules)
+        size = "1 rule" if count == 1 else f"{count} rules"
+        lines.append(f"removed from {entry.store.name}, table {table}: chain {chain} with {size}")
+    for text in lines:
+        log.info(text)
+    return lines
+
+
+def _remove_blank_tables(backends: Backends, log: Log) -> None:
+    """Tables that were made for a family that is not captured, or that our rules were the last contents of."""
+    try:
+        backend = backends.get("iptables-nft")
+        assert isinstance(backend, IptablesBackend)
+        for version in VERSIONS:
+            for table in backend.store(version).remove_blank_tables():
+                log.debug(f"removed from {backend.store(version).name}: the table {table}, which held nothing")
+    except KernelError as error:
+        log.debug(f"empty tables were left alone: {error}")

@@ -1,23 +1,36 @@
 """Entry points: `istio-iptables` and `istio-clean-iptables`. Both return the exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from init.errors import InitError, KernelError, shown
 from init.flags import TRUE, resolve, usage
 from init.log import Log, log_options
-from init.netlink import local_addresses
-from init.plan import make_plan
-from init.render import document, installation
-from init.settings import Settings, load
+from init.recipe import make_plan
+from init.rules import Plan
+from init.settings import Settings, load, machine_of_this_process
+
+if TYPE_CHECKING:
+    from init.apply import Outcome
+    from init.backends.choice import Backends
 
 INTERRUPTED = 130
+EXPLAIN = "explain"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`istio-iptables`: install the capture rules, print them (--dry-run) or remove them (--cleanup-only)."""
-    return _run("istio-iptables", sys.argv[1:] if argv is None else argv, os.environ, cleanup_only=False)
+    """`istio-iptables`: install the capture rules, print them (--dry-run), remove them (--cleanup-only), or
+    `explain` what they do to a packet."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == [EXPLAIN]:
+        from init.explain import run
+
+        return run(arguments[1:], os.environ)
+    return _run("istio-iptables", arguments, os.environ, cleanup_only=False)
 
 
 def clean_main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +48,14 @@ def _run(program: str, argv: Sequence[str], environ: Mapping[str, str], *, clean
     except InitError as error:
         print(f"Error: {error}\nRun '{program} --help' for usage.", file=sys.stderr)
         return error.exit_code
+    # A container that is stopped half way puts back what stood before.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        settings = load(values, _uid_of, local_addresses, cleanup_only=cleanup_only)
+        if values["network-namespace"].text:
+            from init.namespace import enter
+
+            enter(values["network-namespace"].text)
+        settings = load(values, machine_of_this_process(), cleanup_only=cleanup_only)
         for warning in settings.warnings:
             log.warn(warning)
         _act(settings, log)
@@ -47,26 +66,68 @@ def _run(program: str, argv: Sequence[str], environ: Mapping[str, str], *, clean
         log.errors(("interrupted",))
         return INTERRUPTED
     finally:
+        signal.signal(signal.SIGTERM, before)
         log.close()
     return 0
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _act(settings: Settings, log: Log) -> None:
-    # Not imported where they are not needed: a dry run and a refusal start no process.
+    # Imported where they are needed: a dry run and a refusal look at nothing in the kernel.
     if settings.cleanup_only:
         from init.cleanup import clean_up
 
-        clean_up(settings, log, _show)
+        _report(settings, None, clean_up(settings, _backends(settings), log, _show))
         return
-    plan = make_plan(settings)
-    if settings.dry_run:
-        text = document(installation(plan.rules))
-        _show(text)
-        _write_dry_run_file(settings.dry_run_file, text)
-        return
-    from init.apply import apply
+    if not settings.skip_rule_apply:
+        plan = make_plan(settings)
+        if settings.dry_run:
+            _dry_run(plan, settings)
+        else:
+            from init.apply import apply
 
-    apply(plan, settings, log)
+            _report(settings, plan, apply(plan, settings, _backends(settings), log))
+    if settings.run_validation and not settings.dry_run:
+        from init.probe import validate
+
+        validate(settings, log)
+
+
+def _backends(settings: Settings) -> "Backends":
+    from init.backends.choice import Backends
+    from init.namespace import Sandbox
+
+    return Backends(Sandbox.for_this_namespace(settings.network_namespace) if settings.cni_mode else None)
+
+
+def _dry_run(plan: Plan, settings: Settings) -> None:
+    """What would be fed to the programs, and nothing else, on standard output."""
+    from init.iptables_text import document, installation
+
+    if settings.backend == "nftables":
+        from init.nft_text import script
+
+        texts = [script(plan)]
+    else:
+        texts = [document(installation(plan.of(version))) for version in plan.versions]
+    if settings.output == "json":
+        _report(settings, plan, None)
+    elif len(texts) == 1:
+        _show(texts[0])
+    else:
+        _show("".join(f"# {program}-restore\n{text}" for program, text in zip(("iptables", "ip6tables"), texts, strict=True)))
+    _write_dry_run_file(settings, "".join(texts))
+
+
+def _report(settings: Settings, plan: Plan | None, outcome: "Outcome | None") -> None:
+    """With --output json: the rules as data, and what was done."""
+    if settings.output == "json" and not (settings.cleanup_only and settings.dry_run):
+        from init.rules_json import report
+
+        _show(report(settings, plan, outcome))
 
 
 def _show(text: str) -> None:
@@ -77,21 +138,17 @@ def _show(text: str) -> None:
         raise KernelError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def _write_dry_run_file(path: str, text: str) -> None:
+def _write_dry_run_file(settings: Settings, text: str) -> None:
     """The calls of a run in the form that Istio's dry run gives them: what is read, what is restored, what is read."""
+    path = settings.dry_run_file
     if not path:
         return
+    if settings.backend == "nftables":
+        lines = text
+    else:
+        lines = f"iptables-save\nip6tables-save\n{text}iptables-save\n" + ("ip6tables-save\n" if settings.ipv6 else "")
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(f"iptables-save\nip6tables-save\n{text}iptables-save\n")
+            file.write(lines)
     except (OSError, ValueError) as error:
         raise KernelError(f"DRY_RUN_FILE_PATH: cannot write {shown(path)}: {error}") from error
-
-
-def _uid_of(user: str) -> int | None:
-    import pwd
-
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except (KeyError, ValueError):
-        return None

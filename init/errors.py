@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 EXIT_FAILURE = 1  # configuration, detection, rule application
+EXIT_VALIDATION = 126  # --run-validation: the CNI repair controller looks for this code
 EXIT_USAGE = 255  # command line; the real binary exits with -1
 
 
@@ -23,15 +24,21 @@ class UsageError(InitError):
 
 
 class SettingsError(InitError):
-    """One or more values are refused; 255 when at least one of them came from the command line."""
+    """One or more values are refused; `usage` when a flag's value is not even of its type."""
 
-    def __init__(self, lines: Sequence[str], *, from_flag: bool) -> None:
+    def __init__(self, lines: Sequence[str], *, usage: bool) -> None:
         super().__init__(*lines)
-        self.exit_code = EXIT_USAGE if from_flag else EXIT_FAILURE
+        self.exit_code = EXIT_USAGE if usage else EXIT_FAILURE
 
 
 class KernelError(InitError):
     """The kernel, an iptables binary or a privilege stands in the way."""
+
+
+class ValidationError(InitError):
+    """The rules are there, but a probe did not go where they should send it."""
+
+    exit_code = EXIT_VALIDATION
 
 
 MAX_SHOWN = 80  # characters of a refused value repeated in an error

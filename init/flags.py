@@ -66,8 +66,12 @@ FLAGS: tuple[Flag, ...] = (
     _flag("reconcile", "", "bool", "false", "replace rules that an earlier run with other flags left"),
     _flag("cleanup-only", "", "bool", "false", "remove what earlier runs installed"),
     _flag("force-apply", "", "bool", "false", "write the rules again even if they already match"),
-    _flag("native-nftables", "", "bool", "false", "use nft instead of iptables"),
+    _flag("native-nftables", "", "bool", "false", "write the rules with nft instead of iptables"),
     _flag("force-iptables-binary", "", "string", "", "legacy or nft (default: detected)"),
+    Flag(
+        "backend", "", "string", "", "iptables-nft, iptables-legacy, nftables or libiptc", ("ISTIO_IPTABLES_BACKEND",)
+    ),
+    Flag("output", "", "string", "text", "text, or json: print the rules as data"),
     Flag("log_output_level", "", "string", "default:info", "comma list of scope:level"),
     Flag("log_as_json", "", "bool", "false", "log one JSON object a line"),
     Flag("log_target", "", "strings", "stderr", "stdout, stderr or a file to append to; repeatable"),

@@ -1,24 +1,41 @@
-"""What is in the kernel, read from `iptables-save`, and its comparison with what is wanted.
+"""What `iptables-save` shows: our part of it, told from foreign rules, and the lines that remove or restore it.
 
-Only chains that bear one of our names, and rules elsewhere that jump to them, are ours; everything else is foreign and
-never touched. Rules are compared by meaning: iptables-save prints options in another order, adds `-m tcp`, masks
-addresses.
+Only chains that bear one of our names, rules elsewhere that jump to them, and the few rules that the recipe puts
+straight into built-in chains are ours; everything else is foreign and never touched. Rules are compared by meaning
+(`rules.canonical`), not by text: iptables-save prints options in another order, adds `-m tcp`, masks addresses.
 """
 
-import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from init.plan import CHAINS, Rule
-from init.render import Commands, specification
+from init.backends.base import Holding
+from init.iptables_text import Commands, line, read_rule
+from init.rules import CHAINS, REDIRECT, Rule, canonical
 
-# Order in which a rule's options are listed; also the options that are understood.
-_ORDER = ("-s", "-d", "-i", "-o", "-p", "--sport", "--dport", "--uid-owner", "--gid-owner", "-j", "-g", "--to-ports")
-_IMPLIED_MODULES = ("tcp", "udp", "owner")  # say nothing beside their options
 # iptables-nft-save about tables that the nft program made or changed.
 _UNREADABLE = re.compile(r"# Table `(\w+)' is incompatible")
 _PARTLY_READABLE = re.compile(r"# Table `(\w+)' contains incompatible")
+
+# Rules of the recipe in built-in chains that jump to no chain of ours: table, chain, conditions, target. They are
+# recognised beside chains of ours only; nobody else combines these.
+_NAMELESS = frozenset(
+    (
+        ("mangle", "PREROUTING", ("protocol", "mark"), "save-mark"),
+        ("mangle", "OUTPUT", ("out-interface", "protocol", "mark"), "return"),
+        ("mangle", "OUTPUT", ("destination", "out-interface", "protocol", "uid"), "mark"),
+        ("mangle", "OUTPUT", ("destination", "out-interface", "protocol", "gid"), "mark"),
+        ("mangle", "OUTPUT", ("protocol", "connmark"), "restore-mark"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One rule of the kernel: what iptables-save prints after `-A CHAIN`, and what that means."""
+
+    text: str
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +43,15 @@ class Hook:
     """One of our rules in a chain that is not ours; `position` counts from 1."""
 
     chain: str
-    specification: str
     position: int
+    saved: Saved
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
     """Our part of one table."""
 
-    chains: Mapping[str, tuple[str, ...]]
+    chains: Mapping[str, tuple[Saved, ...]]
     hooks: tuple[Hook, ...]
 
 
@@ -43,27 +60,29 @@ RuleSet = Mapping[str, Ours]  # table -> our part of it; tables without one are 
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """All tables of one family and backend: chain -> rules, and the policies of built-in chains.
+    """All tables of one family: chain -> rules, and the policies of built-in chains.
 
     `unreadable` tables exist but iptables cannot show them; of `partly_readable` ones it shows only some chains.
     """
 
-    chains: Mapping[str, Mapping[str, tuple[str, ...]]]
+    chains: Mapping[str, Mapping[str, tuple[Saved, ...]]]
     policies: Mapping[str, Mapping[str, str]]
     unreadable: frozenset[str]
     partly_readable: frozenset[str]
 
-    def ours(self) -> RuleSet:
-        """Our part of it."""
+    def ours(self, planned: Collection[Rule] = ()) -> RuleSet:
+        """Our part of it. `planned` are the rules that this run wants, where it has any."""
         found = {}
+        expected = {canonical(rule) for rule in planned}
         for table, chains in self.chains.items():
             own = {chain: rules for chain, rules in chains.items() if chain in CHAINS}
+            nameless = _nameless(table, chains, expected) if own else set()
             hooks = tuple(
-                Hook(chain, rule, position)
+                Hook(chain, position, saved)
                 for chain, rules in chains.items()
                 if chain not in CHAINS
-                for position, rule in enumerate(rules, 1)
-                if _jumps_to_ours(rule)
+                for position, saved in enumerate(rules, 1)
+                if _jumps_to_ours(saved.rule) or canonical(saved.rule) in nameless
             )
             if own or hooks:
                 found[table] = Ours(own, hooks)
@@ -81,23 +100,27 @@ class Dump:
         return not all(map(self.is_blank, self.chains))
 
 
+EMPTY = Dump({}, {}, frozenset(), frozenset())
+
+
 def parse_save(text: str) -> Dump:
     """Read the output of iptables-save."""
-    chains: dict[str, dict[str, list[str]]] = {}
+    chains: dict[str, dict[str, list[Saved]]] = {}
     policies: dict[str, dict[str, str]] = {}
     table = ""  # lines before the first table say nothing
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
+    for printed in text.splitlines():
+        if printed.startswith("*"):
+            table = printed[1:].strip()
             chains[table], policies[table] = {}, {}
-        elif table and line.startswith(":"):
-            chain, _, policy = line[1:].partition(" ")
+        elif table and printed.startswith(":"):
+            chain, _, policy = printed[1:].partition(" ")
             chains[table].setdefault(chain, [])
             if not policy.startswith("-"):
                 policies[table][chain] = policy.partition(" ")[0]
-        elif table and line.startswith("-A "):
-            chain, _, rule = line[3:].partition(" ")
-            chains[table].setdefault(chain, []).append(rule.strip())
+        elif table and printed.startswith("-A "):
+            chain, _, rule = printed[3:].partition(" ")
+            saved = Saved(rule.strip(), read_rule(table, chain, rule.strip()))
+            chains[table].setdefault(chain, []).append(saved)
     return Dump(
         {t: {c: tuple(r) for c, r in cs.items()} for t, cs in chains.items()},
         policies,
@@ -106,79 +129,88 @@ def parse_save(text: str) -> Dump:
     )
 
 
-def _jumps_to_ours(rule: str) -> bool:
-    words = rule.split()
-    return any(a in ("-j", "-g", "--jump", "--goto") and b in CHAINS for a, b in zip(words, words[1:], strict=False))
+def _jumps_to_ours(rule: Rule) -> bool:
+    target = rule.target
+    if target.kind == "other":  # a goto, say
+        return any(word in CHAINS for word in target.value.split()[1:2])
+    return target.kind == "jump" and target.value in CHAINS
 
 
-def wanted(rules: Sequence[Rule]) -> RuleSet:
-    """What the kernel holds once `rules` are installed."""
-    tables: dict[str, tuple[dict[str, list[str]], list[Hook]]] = {}
-    for rule in rules:
-        chains, hooks = tables.setdefault(rule.table, ({}, []))
-        if rule.chain in CHAINS:
-            chains.setdefault(rule.chain, []).append(specification(rule))
-        else:
-            hooks.append(Hook(rule.chain, specification(rule), 0))
-        if rule.target.kind == "jump":
-            chains.setdefault(rule.target.value, [])
+def _nameless(table: str, chains: Mapping[str, Sequence[Saved]], expected: Collection[Rule]) -> set[Rule]:
+    """The canonical rules of built-in chains that are ours though they jump to no chain of ours."""
+    built_in = {canonical(saved.rule) for chain, rules in chains.items() if chain not in CHAINS for saved in rules}
+    by_shape = {rule for rule in built_in if _shape(rule) in _NAMELESS}
+    # An excluded interface is exempt in both directions, a virtual one is also redirected; what is neither of these
+    # is ours only if this very run wants it.
+    incoming = _exempt(built_in, "PREROUTING", "in-interface")
+    outgoing = _exempt(built_in, "OUTPUT", "out-interface")
+    virtual = {
+        rule.match("in-interface")
+        for rule in built_in
+        if rule.chain == "PREROUTING" and rule.target.value == REDIRECT and rule.target.kind == "jump"
+    }
+    exempt = {rule for interface, rule in incoming.items() if interface in outgoing or interface in virtual}
+    exempt |= {rule for interface, rule in outgoing.items() if interface in incoming}
+    wanted = {rule for rule in (*incoming.values(), *outgoing.values()) if rule in expected}
+    return by_shape | exempt | wanted
+
+
+def _shape(rule: Rule) -> tuple[str, str, tuple[str, ...], str]:
+    return rule.table, rule.chain, tuple(match.kind for match in rule.matches), rule.target.kind
+
+
+def _exempt(rules: Collection[Rule], chain: str, kind: str) -> dict[str, Rule]:
+    """Interface -> the rule of `chain` that does nothing but return its packets."""
     return {
-        table: Ours({chain: tuple(rules) for chain, rules in chains.items()}, tuple(hooks))
-        for table, (chains, hooks) in tables.items()
+        rule.matches[0].value: rule
+        for rule in rules
+        if rule.chain == chain and rule.target.kind == "return" and [m.kind for m in rule.matches] == [kind]
+        if not rule.matches[0].negated
     }
 
 
-def listing(rules: RuleSet) -> list[str]:
-    """One line for each chain and rule, normalised: equal listings mean equal effect."""
-    return [line for table in sorted(rules) for line in _listing_of(table, rules[table])]
+def held(rules: RuleSet) -> Holding:
+    """A rule set of the kernel as apply compares it."""
+    found: list[Rule] = []
+    chains: list[tuple[str, str]] = []
+    for table in sorted(rules):
+        ours = rules[table]
+        found += [hook.saved.rule for hook in sorted(ours.hooks, key=lambda hook: (hook.chain, hook.position))]
+        for chain in sorted(ours.chains):
+            chains.append((table, chain))
+            found += [saved.rule for saved in ours.chains[chain]]
+    return Holding(tuple(found), tuple(chains), listing(found, chains), rules)
 
 
-def _listing_of(table: str, ours: Ours) -> Iterator[str]:
-    for hook in sorted(ours.hooks, key=lambda hook: hook.chain):  # stable: the order within a chain stays
-        yield f"{table}: -A {hook.chain} {normalised(hook.specification)}"
-    for chain in sorted(ours.chains):
-        yield f"{table}: -N {chain}"
-        for rule in ours.chains[chain]:
-            yield f"{table}: -A {chain} {normalised(rule)}"
+def expected(rules: Sequence[Rule]) -> Holding:
+    """What the kernel holds once `rules` of one family are installed."""
+    order: dict[tuple[str, str], list[Rule]] = {}
+    for rule in rules:
+        chain = order.setdefault((rule.table, rule.chain), [])
+        chain.insert(len(chain) if rule.position is None else rule.position - 1, rule)
+        if rule.target.kind == "jump":
+            order.setdefault((rule.table, rule.target.value), [])
+    chains = sorted(key for key in order if key[1] in CHAINS)
+    hooks = sorted(key for key in order if key[1] not in CHAINS)
+    found = [
+        rule
+        for key in sorted([*hooks, *chains], key=lambda key: (key[0], key in chains, key[1]))
+        for rule in order[key]
+    ]
+    return Holding(tuple(found), tuple(chains), listing(found, chains))
 
 
-def normalised(rule: str) -> str:
-    """A rule's options in one order and one spelling; what is not understood is kept as it is."""
-    options: list[tuple[int, str]] = []
-    words = rule.split()
-    at = 0
-    while at < len(words):
-        start = at
-        at += words[at] == "!"
-        option = words[at] if at < len(words) else ""
-        at += 1
-        values_from = at
-        while at < len(words) and words[at] != "!" and not words[at].startswith("-"):
-            at += 1
-        values = words[values_from:at]
-        if option == "-m" and values and values[0] in _IMPLIED_MODULES:
-            continue
-        if option in ("-s", "-d") and len(values) == 1:
-            values = [_masked(values[0])]
-            if values[0].endswith("/0") and start == values_from - 1:
-                continue  # every address: iptables-save leaves it out
-        rank = _ORDER.index(option) if option in _ORDER else -1
-        options.append((rank, " ".join((*words[start:values_from], *values))))
-    return " ".join(text for _, text in sorted(options, key=lambda option: option[0]))
-
-
-def _masked(address: str) -> str:
-    try:
-        return str(ipaddress.ip_network(address, strict=False))
-    except ValueError:
-        return address
+def listing(rules: Sequence[Rule], chains: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """One line for each chain and rule in canonical spelling: equal listings mean equal effect."""
+    lines = [f"{table}: -N {chain}" for table, chain in chains]
+    return tuple(sorted(lines) + [line(rule) for rule in rules])
 
 
 def removal(rules: RuleSet) -> Commands:
     """The lines that remove `rules`: hooks, then the contents of the chains, then the chains."""
     return {
         table: [
-            *(f"-D {hook.chain} {hook.specification}" for hook in ours.hooks),
+            *(f"-D {hook.chain} {hook.saved.text}" for hook in ours.hooks),
             *(f"-F {chain}" for chain in ours.chains),
             *(f"-X {chain}" for chain in ours.chains),
         ]
@@ -191,8 +223,8 @@ def restoration(rules: RuleSet) -> Commands:
     return {
         table: [
             *(f"-N {chain}" for chain in ours.chains),
-            *(f"-A {chain} {rule}" for chain, specifications in ours.chains.items() for rule in specifications),
-            *(f"-I {hook.chain} {hook.position} {hook.specification}" for hook in ours.hooks),
+            *(f"-A {chain} {saved.text}" for chain, rules_of in ours.chains.items() for saved in rules_of),
+            *(f"-I {hook.chain} {hook.position} {hook.saved.text}" for hook in ours.hooks),
         ]
         for table, ours in rules.items()
     }

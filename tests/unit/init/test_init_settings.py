@@ -1,33 +1,15 @@
 """Values in, Settings out; every refusal names the flag or variable, the value and what was expected."""
 
-import ipaddress
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from init_worlds import DUAL_POD, IPV6_POD, plan, settings
 
 from init.errors import InitError, SettingsError
-from init.flags import FLAGS, resolve
-from init.plan import make_plan
-from init.render import document, installation
-from init.settings import ALL, MAX_ITEMS, IPAddress, Settings, load
-
-V4 = [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("10.10.0.41")]
-
-
-def settings(
-    *argv: str,
-    environ: dict[str, str] | None = None,
-    account: int | None = None,
-    addresses: list[IPAddress] | None = None,
-    cleanup_only: bool = False,
-) -> Settings:
-    return load(
-        resolve(argv, environ or {}),
-        lambda name: account,
-        lambda: V4 if addresses is None else addresses,
-        cleanup_only=cleanup_only,
-    )
+from init.flags import FLAGS
+from init.iptables_text import document, installation
+from init.recipe import make_plan
+from init.values import ALL, MAX_ITEMS
 
 
 def refusal(*argv: str, **arguments: object) -> SettingsError:
@@ -59,9 +41,8 @@ def test_ids_are_derived(argv: tuple[str, ...], environ: dict[str, str], uids: o
 
 
 def test_the_account_is_the_one_of_the_variable() -> None:
-    asked = []
-    load(resolve([], {"ENVOY_USER": "mesh"}), asked.append, lambda: V4)  # type: ignore[arg-type,func-returns-value]
-    assert asked == ["mesh"]
+    found = settings(environ={"ENVOY_USER": "mesh"}, account=lambda name: {"mesh": 77}.get(name))
+    assert found.proxy_uids == (77,)
 
 
 def test_lists() -> None:
@@ -111,7 +92,7 @@ BAD_PORTS = [
 @pytest.mark.parametrize("flag", PORT_FLAGS)
 def test_a_bad_port_is_refused(flag: str, value: str) -> None:
     error = refusal(flag, value)
-    assert error.exit_code == 255
+    assert error.exit_code == 1
     (line,) = error.lines
     assert line.startswith(PORT_FLAGS[flag]) and repr(value) in line and "expected a decimal number 1 to 65535" in line
 
@@ -120,7 +101,7 @@ def test_a_bad_port_is_refused(flag: str, value: str) -> None:
 @pytest.mark.parametrize("flag", LIST_FLAGS)
 def test_a_bad_port_in_a_list_is_refused(flag: str, value: str) -> None:
     error = refusal(flag, value)
-    assert error.exit_code == 255
+    assert error.exit_code == 1
     assert all(line.startswith(LIST_FLAGS[flag]) for line in error.lines)
 
 
@@ -139,7 +120,7 @@ def test_only_inbound_ports_may_be_everything(flag: str) -> None:
 )
 def test_a_bad_range_is_refused(flag: str, name: str, value: str) -> None:
     error = refusal(flag, value)
-    assert error.exit_code == 255
+    assert error.exit_code == 1
     assert error.lines[0].startswith(name)
 
 
@@ -147,7 +128,7 @@ def test_a_bad_range_is_refused(flag: str, name: str, value: str) -> None:
 @pytest.mark.parametrize(("flag", "name"), [("-u", "--proxy-uid (-u)"), ("-g", "--proxy-gid (-g)")])
 def test_a_bad_id_is_refused(flag: str, name: str, value: str) -> None:
     error = refusal(flag, value)
-    assert error.exit_code == 255
+    assert error.exit_code == 1
     assert error.lines[0].startswith(name)
 
 
@@ -163,10 +144,11 @@ def test_a_bad_variable_ends_with_1() -> None:
     assert [line.split(":")[0] for line in error.lines] == ["ISTIO_INBOUND_PORTS", "ISTIO_SERVICE_CIDR"]
 
 
-def test_all_refusals_are_told_at_once_and_a_flag_among_them_decides_the_exit_code() -> None:
+def test_all_refusals_are_told_at_once_and_a_malformed_flag_among_them_decides_the_exit_code() -> None:
     error = refusal("-b", "http,ftp", environ={"ISTIO_SERVICE_CIDR": "x"})
-    assert error.exit_code == 255
-    assert len(error.lines) == 3
+    assert (error.exit_code, len(error.lines)) == (1, 3)
+    error = refusal("-b", "http,ftp", "--reconcile=maybe", environ={"ISTIO_SERVICE_CIDR": "x"})
+    assert (error.exit_code, len(error.lines)) == (255, 4)
 
 
 def test_a_flag_hides_a_bad_variable() -> None:
@@ -184,7 +166,7 @@ def test_a_flag_hides_a_bad_variable() -> None:
 def test_ports_that_must_differ(argv: tuple[str, ...], names: tuple[str, str]) -> None:
     error = refusal(*argv)
     (line,) = error.lines
-    assert error.exit_code == 255
+    assert error.exit_code == 1
     assert all(name in line for name in names)
 
 
@@ -205,105 +187,140 @@ def test_an_empty_boolean_variable_is_false() -> None:
     assert refusal(environ={"RECONCILE": "yes"}).exit_code == 1
 
 
-UNSUPPORTED = [
-    ["-m", "TPROXY"],
-    ["-c", "eth0"],
-    ["-k", "eth0"],
-    ["--skip-rule-apply"],
-    ["--run-validation"],
-    ["--redirect-dns"],
-    ["--capture-all-dns"],
-    ["--drop-invalid"],
-    ["--dual-stack"],
-    ["--network-namespace=/x"],
-    ["--cni-mode"],
-    ["--native-nftables"],
-]
-
-
-@pytest.mark.parametrize("argv", UNSUPPORTED, ids=" ".join)
-def test_what_is_not_there_yet_is_said(argv: list[str]) -> None:
-    error = refusal(*argv)
-    assert error.exit_code == 255
-    (line,) = error.lines
-    assert argv[0].split("=")[0] in line and "not supported yet" in line
-
-
 @pytest.mark.parametrize(
-    ("variable", "value"),
+    ("argv", "name", "code"),
     [
-        ("ISTIO_META_DNS_CAPTURE", "true"),
-        ("INVALID_DROP", "1"),
-        ("ISTIO_DUAL_STACK", "T"),
-        ("ISTIO_OUTBOUND_OWNER_GROUPS", "java,202"),
-        ("ISTIO_OUTBOUND_OWNER_GROUPS", ""),
-        ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "888"),
-        ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/8"),
-        ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", ""),
+        (["-t", "0x539"], "--istio-inbound-tproxy-mark (-t)", 1),
+        (["-t", "0"], "--istio-inbound-tproxy-mark (-t)", 1),
+        (["-r", "main"], "--istio-inbound-tproxy-route-table (-r)", 1),
+        (["-r", "254"], "--istio-inbound-tproxy-route-table (-r)", 1),
+        (["--probe-timeout=5"], "--probe-timeout", 255),
+        (["--iptables-probe-port=65536"], "--iptables-probe-port", 255),
+        (["--iptables-probe-port=09"], "--iptables-probe-port", 255),
+        (["--force-iptables-binary=nftables"], "--force-iptables-binary", 1),
+        (["--backend=iptables"], "--backend", 1),
+        (["--output=yaml"], "--output", 1),
+        (["-c", "eth0,0eth"], "--istio-exclude-interfaces (-c)", 1),
+        (["-k", "averyveryverylongname"], "--kube-virt-interfaces (-k)", 1),
+        (["-c", "eth0 -j ACCEPT"], "--istio-exclude-interfaces (-c)", 1),
     ],
 )
-def test_an_unsupported_variable_is_said(variable: str, value: str) -> None:
-    error = refusal(environ={variable: value})
-    assert error.exit_code == 1
-    (line,) = error.lines
-    assert line.startswith(f"{variable}: ") and "not supported yet" in line
-
-
-def test_inactive_values_of_what_is_not_there_yet_are_accepted() -> None:
-    argv = ["-c", "", "-k", "", "-t", "1338", "-r", "134", "--probe-timeout=1m30s", "--iptables-probe-port=0x3a9a"]
-    off = [f"--{flag.name}=false" for flag in FLAGS if flag.kind == "bool"]
-    settings(*argv, *off, environ={"ISTIO_OUTBOUND_OWNER_GROUPS": "*", "PROBE_TIMEOUT": "", "NETWORK_NAMESPACE": ""})
-
-
-@pytest.mark.parametrize(
-    ("argv", "name"),
-    [
-        (["-t", "0x539"], "--istio-inbound-tproxy-mark (-t)"),
-        (["-r", "main"], "--istio-inbound-tproxy-route-table (-r)"),
-        (["--probe-timeout=5"], "--probe-timeout"),
-        (["--iptables-probe-port=65536"], "--iptables-probe-port"),
-        (["--iptables-probe-port=09"], "--iptables-probe-port"),
-        (["--force-iptables-binary=nftables"], "--force-iptables-binary"),
-    ],
-)
-def test_values_that_nothing_reads_are_checked_all_the_same(argv: list[str], name: str) -> None:
+def test_other_values_are_checked(argv: list[str], name: str, code: int) -> None:
     error = refusal(*argv)
-    assert error.exit_code == 255
+    assert error.exit_code == code
     assert error.lines[0].startswith(name)
 
 
-def test_cleanup_does_not_ask_what_to_install() -> None:
-    assert settings(*UNSUPPORTED[0], "--redirect-dns", addresses=[], cleanup_only=True).cleanup_only
-    assert settings("--cleanup-only", "--dual-stack", addresses=[]).cleanup_only
-    assert "not supported yet" in refusal("--cleanup-only", "--native-nftables").lines[0]
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("0", 0), ("1.5h", 5400), ("-1s", -1), ("2us", 2e-6), (".5s", 0.5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert settings("--probe-timeout", text).probe_timeout == pytest.approx(seconds)
+
+
+def test_numbers_of_go() -> None:
+    for text in ("15002", "0x3a9a", "035232", "0o35232", "0b11101010011010"):
+        assert settings("--iptables-probe-port", text).probe_port == 15002
+    assert settings(environ={"IPTABLES_PROBE_PORT": "", "PROBE_TIMEOUT": ""}).probe_port == 0
 
 
 @pytest.mark.parametrize(
-    ("addresses", "said"),
+    ("argv", "backend"),
     [
-        ([], "no valid local IP address found"),
-        (["127.0.0.1", "169.254.1.1", "::1", "fe80::1"], "no valid local IP address found"),
-        (["fd00::1", "10.0.0.1"], "fd00::1, asks for IPv6 capture, which is not supported yet"),
+        ([], ""),
+        (["--native-nftables"], "nftables"),
+        (["--force-iptables-binary=legacy"], "iptables-legacy"),
+        (["--force-iptables-binary", "nft", "--backend", "iptables-nft"], "iptables-nft"),
+        (["--backend=libiptc"], "libiptc"),
     ],
 )
-def test_the_first_address_decides(addresses: list[str], said: str) -> None:
-    error = refusal(addresses=[ipaddress.ip_address(a) for a in addresses])
+def test_one_backend_from_three_flags(argv: list[str], backend: str) -> None:
+    assert settings(*argv).backend == backend
+
+
+def test_flags_that_ask_for_different_backends_are_refused() -> None:
+    (line,) = refusal("--native-nftables", "--force-iptables-binary=nft").lines
+    assert "--native-nftables" in line and "--force-iptables-binary" in line
+
+
+def test_owner_groups() -> None:
+    include, exclude = "ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"
+    assert settings().owner_groups is None
+    assert settings(environ={include: "java, 202"}).owner_groups == (3001, 202)
+    assert settings(environ={exclude: "888,ftp"}).owner_groups_exclude == (888, 3002)
+    assert "is set but empty" in refusal(environ={include: ""}).lines[0]
+    assert "'nobody-knows' is not a group" in refusal(environ={exclude: "nobody-knows"}).lines[0]
+    assert "'java' is not a group" in refusal("--cni-mode", environ={include: "java"}).lines[0]
+    assert "65 groups" in refusal(environ={include: ",".join(map(str, range(65)))}).lines[0]
+    assert len(settings(environ={exclude: ",".join(map(str, range(65)))}).owner_groups_exclude) == 65
+
+
+@pytest.mark.parametrize("value", ["", "127.0.0.1", "128.0.0.0/8", "127.0.0.0/7", "::1/128", "127.0.0.1/33"])
+def test_a_bad_loopback_range_is_refused(value: str) -> None:
+    (line,) = refusal(environ={"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": value}).lines
+    assert line.startswith("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: ")
+    assert settings(environ={"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.1/8"}).loopback(4) == "127.0.0.1/8"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "dual", "ipv6"),
+    [
+        (["127.0.0.1", "10.0.0.1"], False, False),
+        (["10.0.0.1", "fd00::1"], False, False),
+        (["10.0.0.1", "fd00::1"], True, True),
+        (["fd00::1", "10.0.0.1"], False, True),
+        (["127.0.0.1", "::1", "fe80::1", "fd00::1"], False, True),
+        (["::ffff:10.0.0.1", "fe80::1"], True, False),
+    ],
+)
+def test_which_families_are_captured(addresses: list[str], dual: bool, ipv6: bool) -> None:
+    assert settings(*(["--dual-stack"] if dual else []), addresses=addresses).ipv6 is ipv6
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1", "169.254.1.1", "::1", "fe80::1", "224.0.0.5", "ff02::1"]])
+def test_without_an_address_nothing_is_done(addresses: list[str]) -> None:
+    error = refusal(addresses=addresses)
     assert error.exit_code == 1
-    assert said in error.lines[0]
+    assert "no valid local IP address found" in error.lines[0]
+    assert settings("--cleanup-only", "--dual-stack", addresses=addresses).cleanup_only
+    assert settings("--skip-rule-apply", "--run-validation", addresses=addresses).run_validation
+
+
+def test_name_servers() -> None:
+    text = "search x\nnameserver 10.0.0.1 extra\n nameserver fd00::a\nnameserver\nnameserver x\nnameserver fe80::1%eth0\n"
+    found = settings("--redirect-dns", resolv_conf=text, addresses=DUAL_POD)
+    assert [str(server) for server in found.dns_servers] == ["10.0.0.1", "fd00::a"]
+    assert any("'x' is not an address" in warning for warning in found.warnings)
+    assert any("fe80::1%eth0 has a zone" in warning for warning in found.warnings)
+    assert settings("--redirect-dns", "--capture-all-dns", resolv_conf=OSError(2, "x")).captures_dns
+    assert "cannot read /etc/resolv.conf" in refusal("--redirect-dns", resolv_conf=OSError(2, "gone")).lines[0]
+    assert settings("--redirect-dns", "--cleanup-only", resolv_conf=OSError(2, "x")).dns_servers == ()
+    none = settings("--redirect-dns", resolv_conf="")
+    assert not none.captures_dns and "names no name server" in "".join(none.warnings)
 
 
 @pytest.mark.parametrize(
-    ("argv", "addresses", "said"),
+    ("argv", "world", "said"),
     [
-        (("-b", "80", "-d", "81"), ["10.0.0.1"], "-d) has no effect"),
-        (("-i", "10.0.0.0/8,fd00::/8"), ["10.0.0.1"], "-i): IPv6 ranges have no effect"),
-        (("-x", "fd00::/8"), ["10.0.0.1"], "-x): IPv6 ranges have no effect"),
-        ((), ["10.0.0.1", "fd00::1"], "IPv6 traffic is not captured"),
-        (("-i", "10.0.0.0/8"), ["::ffff:10.0.0.1"], ""),
+        (("-b", "80", "-d", "81"), {}, "-d): has no effect"),
+        (("-b", "*", "-i", "10.0.0.0/8,fd00::/8"), {}, "-i): IPv6 ranges have no effect"),
+        (("-x", "fd00::/8"), {}, "-x): IPv6 ranges have no effect"),
+        ((), {"addresses": DUAL_POD}, "IPv6 traffic is not captured"),
+        (("-b", "*", "-i", "10.0.0.0/8"), {"addresses": ["::ffff:10.0.0.1"]}, ""),
+        (("-b", "*", "-i", "127.1.2.3/32"), {}, "a loopback range is captured"),
+        (("-i", "*"), {}, "no inbound port is captured"),
+        (("-u", "3,4"), {}, "only the first uid, 3,"),
+        (("--redirect-dns",), {"servers": ["fd00::a"]}, "all name servers are IPv6"),
+        (("--redirect-dns",), {"servers": ["fd00::a"], "addresses": IPV6_POD}, ""),
+        (("--redirect-dns", "-o", "53"), {}, "excludes port 53"),
+        (("--capture-all-dns",), {}, "has no effect without --redirect-dns"),
+        (("-m", "TPROXY", "-t", "1338"), {}, "1338 is also the fixed mark"),
+        ((), {"environ": {"ISTIO_OUTBOUND_OWNER_GROUPS": "1", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2"}}, "no effect"),
     ],
 )
-def test_what_has_no_effect_is_said(argv: tuple[str, ...], addresses: list[str], said: str) -> None:
-    warnings = settings(*argv, addresses=[ipaddress.ip_address(a) for a in addresses]).warnings
+def test_what_is_easily_not_meant_is_said(argv: tuple[str, ...], world: dict[str, object], said: str) -> None:
+    warnings = settings(*argv, **world).warnings  # type: ignore[arg-type]
     assert len(warnings) == bool(said)
     assert said in "".join(warnings)
 
@@ -334,6 +351,13 @@ def test_whatever_is_asked_no_word_reaches_the_rules_unchecked(flags: dict[str, 
     except InitError as error:
         assert all(line.isprintable() for line in error.lines)
         return
-    words = set(document(installation(make_plan(found).rules)).split())
-    fixed = set(document(installation(make_plan(settings("-b", "*", "-o", "1", "-i", "*")).rules)).split())
-    assert all(set(word) <= set("0123456789.:/") for word in words - fixed)
+    words = {word for v in (4, 6) for word in document(installation(make_plan(found).of(v))).split()}  # type: ignore[arg-type]
+    everything = ["-b", "*", "-o", "1", "-i", "*", "-m", "TPROXY", "--redirect-dns", "--drop-invalid"]
+    fixed = {
+        word
+        for argv in (everything, [*everything, "--capture-all-dns"], ["-b", "*"], ["-c", "x", "-k", "y", "-q", "1"])
+        for v in (4, 6)
+        for word in document(installation(plan(*argv, addresses=DUAL_POD).of(v))).split()  # type: ignore[arg-type]
+    }
+    interfaces = {*found.exclude_interfaces, *found.virtual_interfaces}
+    assert all(set(word) <= set("0123456789abcdef.,:/x") for word in words - fixed - interfaces)
