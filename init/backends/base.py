@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from init.rules import Plan, Rule
+from init.packet import Ruleset
+from init.rules import Plan, Rule, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +72,6 @@ class Backend(Protocol):
     def traces(self) -> Sequence[Store]:
         """The stores that may hold rules of ours, found without starting a process and without loading anything."""
 
-    def rules_in_kernel(self) -> Mapping[int, Sequence[Rule]]:
-        """Every rule that packets of a family (4, 6) meet, foreign ones too; for `explain`."""
+    def rules_in_kernel(self) -> Mapping[Version, Ruleset]:
+        """All that packets of a family meet, foreign rules too, for `explain`; families without a table are absent.
+        Raises KernelError."""
