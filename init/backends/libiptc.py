@@ -78,11 +78,17 @@ class Libiptc:
             raise KernelError(f"{self.name}: {said}{hint(said)}")
 
 
+def tool(version: Version) -> Libiptc:
+    """The tool of a family. Raises KernelError where python-iptables or its libraries are not installed."""
+    load()
+    return Libiptc(version)
+
+
 def _run(work: Callable[[], str], output: int, errors: int, scratch: int) -> NoReturn:
     """The life of the child. Standard output takes what libraries print, standard error the messages."""
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(TIMEOUT)
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
         os.dup2(scratch, 1)
         os.dup2(errors, 2)
         text = work().encode()
@@ -182,8 +188,8 @@ class _Table:
         """The rules of a chain, as iptables-save prints them after `-A CHAIN`."""
         entry = self._functions.iptc_first_rule(chain.encode(), self._handle)
         while entry:
-            target = self._functions.iptc_get_target(entry, self._handle) or b""
-            yield show_stored(self._libraries, entry.contents, target.decode())
+            target = self._libraries.iptc_get_target(entry, self._handle)
+            yield show_stored(self._libraries, entry.contents, target)
             entry = self._functions.iptc_next_rule(entry, self._handle)
 
     # The commands of restore text.

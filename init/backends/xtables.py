@@ -84,9 +84,8 @@ def _import_without_search(found: Mapping[str, str]) -> Iterator[None]:
     search, folder, had_distutils = ctypes.util.find_library, os.environ.get("XTABLES_LIBDIR"), "distutils" in modules
     try:
         setattr(ctypes.util, "find_library", found.get)  # noqa: B010
-        os.environ["XTABLES_LIBDIR"] = (
-            folder or "/"
-        )  # else ldconfig is asked; libxtables reads it again for `Libraries`
+        # Without it ldconfig is asked. libxtables reads it again when `Libraries` are made.
+        os.environ["XTABLES_LIBDIR"] = folder or "/"
         modules.setdefault("distutils", None)  # "not found": it does without
         yield
     finally:
@@ -119,6 +118,9 @@ class Libraries:
         self.goto = family.goto
         self.looks_at_protocol = family.looks_at_protocol
         self.table_names = family.names
+        # Declared anew: where the name stands tells an extension's from a chain's.
+        self.iptc_get_target = ctypes.CDLL(_LIBRARIES[family.module][0])[self.libiptc.iptc_get_target.__name__]
+        self.iptc_get_target.restype = ctypes.c_void_p
         self.libxtables = _declared(ctypes.CDLL(_XTABLES))
         self.libc = ctypes.CDLL(None)
         self.libc.getprotobynumber.restype = ctypes.POINTER(ctypes.c_char_p)  # struct protoent begins with the name

@@ -248,10 +248,11 @@ def show_encoded(libraries: Libraries, rule: Encoded) -> str:
     return _show(libraries, libraries.entry_type.from_buffer(buffer), rule.target, rule.is_standard)
 
 
-def show_stored(libraries: Libraries, entry: Any, target: str) -> str:
-    """The same of a rule in libiptc's memory. `target`: what libiptc says that it is."""
-    at = ctypes.addressof(entry) + entry.target_offset
-    return _show(libraries, entry, target, not libraries.target_head.from_address(at).u.user.name)
+def show_stored(libraries: Libraries, entry: Any, target: int) -> str:
+    """The same of a rule in libiptc's memory. `target`: where the name is that libiptc gives to its target."""
+    start = ctypes.addressof(entry)
+    is_extension = start <= target < start + entry.next_offset  # names of chains and verdicts are elsewhere
+    return _show(libraries, entry, ctypes.string_at(target).decode(errors="replace"), not is_extension)
 
 
 def _show(libraries: Libraries, entry: Any, target: str, is_standard: bool) -> str:
