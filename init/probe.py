@@ -218,8 +218,8 @@ class _Run:
         probe = track.probe
         port = server_port(probe.version, track.name)
         if port != probe.arrives_at:
-            where = "a socket that was gone at once" if port is None else f"port {port}"
-            self._failed(track, f"the last one arrived at {where}")
+            where = "was accepted by no socket of this pod" if port is None else f"arrived at port {port}"
+            self._failed(track, f"the last one {where}")
         elif not self._is_ours(probe):
             self._arrived(track, "which another process has: its original destination is not known")
 
