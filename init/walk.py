@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from init.errors import KernelError
+from init.iptables_text import specification
 from init.packet import Host, IPAddress, Outcome, Packet, Place, Ruleset, Step, Verdict
 from init.rules import CHAINS, Match, MatchKind, Rule, Target, TargetKind
 
@@ -206,7 +207,8 @@ class _Walk:
         self._steps.append(Step(place, effect, depth))
 
     def _doubt(self, place: Place, what: str) -> None:
-        self._uncertain.setdefault(f"{place} of {place.store} {what}")
+        words = f" ({specification(place.rule)})" if place.rule else ""
+        self._uncertain.setdefault(f"{place} of {place.store}{words} {what}")
 
     # Targets: what they do, in words, and how the chain ends.
 
@@ -298,7 +300,7 @@ class _Walk:
                 return f"destination translated to {to[1]}", "accept"
         except ValueError:
             pass
-        self._doubt(place, f"has a target that cannot be judged here ({text}) and is taken to let the packet go on")
+        self._doubt(place, "has a target that cannot be judged here and is taken to let the packet go on")
         return "cannot be judged: taken to go on", None
 
 

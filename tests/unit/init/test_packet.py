@@ -607,9 +607,11 @@ def test_rules_that_cannot_be_judged_are_named_and_not_taken() -> None:
     outcome = walk(outbound("1.2.3.4:80"), foreign(*lines), HOST)
     assert said(outcome) == "7000"
     assert outcome.uncertain == (
-        "nat OUTPUT rule 1 of kernel has a condition that cannot be judged here and is taken not to match",
-        "nat OUTPUT rule 3 of kernel may choose any of the ports 7000-7010; the first is taken",
-        "filter INPUT rule 1 of kernel has a target that cannot be judged here (-j NFQUEUE --queue-num 3) and is taken "
+        "nat OUTPUT rule 1 of kernel (-p tcp -m string --string x --algo bm -j ACCEPT) has a condition that cannot be "
+        "judged here and is taken not to match",
+        "nat OUTPUT rule 3 of kernel (-d 1.2.3.4/32 -p tcp -j REDIRECT --to-ports 7000-7010) may choose any of the "
+        "ports 7000-7010; the first is taken",
+        "filter INPUT rule 1 of kernel (-j NFQUEUE --queue-num 3) has a target that cannot be judged here and is taken "
         "to let the packet go on",
     )
 
