@@ -8,6 +8,7 @@ from init.backends.base import Holding
 from init.errors import KernelError
 from init.iptables_text import document, installation
 from init.netlink import nftables, remove_blank_table
+from init.packet import Ruleset
 from init.rules import CHAINS, TABLES, VERSIONS, Plan, Version
 from init.state import EMPTY, Dump, RuleSet, expected, held, parse_save, removal, restoration
 
@@ -151,9 +152,24 @@ class IptablesBackend:
             return has_legacy_tables(version)
         return any(chains & CHAINS for chains in _nft_tables(version).values())
 
+    def rules_in_kernel(self) -> Mapping[Version, Ruleset]:
+        """The tables that exist, foreign ones too. Raises KernelError."""
+        there = [v for v in VERSIONS if (has_legacy_tables(v) if self.legacy else _nft_tables(v))]
+        return {version: _ruleset(self.store(version).dump()) for version in there}
+
     def in_use(self) -> bool:
         """Whether there is any rule, chain or policy, foreign ones too."""
         return any(self.store(version).dump().in_use() for version in VERSIONS if has_legacy_tables(version))
+
+
+def _ruleset(dump: Dump) -> Ruleset:
+    tables = {
+        table: {chain: tuple(saved.rule for saved in rules) for chain, rules in chains.items()}
+        for table, chains in dump.chains.items()
+    }
+    hidden = [f"the table {table}" for table in dump.unreadable]
+    hidden += [f"a part of the table {table}" for table in dump.partly_readable]
+    return Ruleset(tables, dump.policies, hidden)
 
 
 def has_legacy_tables(version: Version) -> bool:
