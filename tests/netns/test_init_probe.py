@@ -22,7 +22,7 @@ from init.errors import ValidationError
 from init.flags import resolve
 from init.iptables_text import document, installation
 from init.log import Log, LogOptions
-from init.probe import validate
+from init.probe import interface_to, validate
 from init.recipe import make_plan
 from init.rules import Version
 from init.settings import Machine, Settings, load
@@ -474,6 +474,24 @@ def test_a_proxy_can_listen_right_afterwards(log: Path) -> None:
         for port in (OUT, IN):
             with pod.namespace.entered(), socket.socket() as plain:
                 plain.bind(("127.0.0.1", port))
+
+
+def test_interfaces_by_which_packets_leave(pods: dict[tuple[int, ...], Pod]) -> None:
+    expected = {
+        "10.10.0.42": "eth0",
+        "192.0.2.1": "eth0",
+        "10.10.0.255": None,  # broadcast
+        "10.10.0.41": None,
+        "127.0.0.6": None,
+        "fd00:10::42": "eth0",
+        "2001:db8::1": "eth0",
+        "fd00:10::41": None,
+        "::6": None,
+    }
+    with pods[4, 6].namespace.entered():
+        assert {address: interface_to(ipaddress.ip_address(address)) for address in expected} == expected
+    with pods[4,].namespace.entered():
+        assert interface_to(ipaddress.ip_address("2001:db8::1")) is None
 
 
 def test_the_program_validates_what_it_made(pod: Pod) -> None:
