@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import permutations
@@ -141,14 +141,19 @@ def host_of(packet: Packet, addresses: Sequence[IPAddress], stores: Mapping[str,
     remote = packet.source if packet.inbound or host.owns(packet.destination) else packet.destination
     if host.owns(remote):
         remote = SOMEBODY[packet.version]
-    marks = {packet.mark} | {int(mark, 0) for ruleset in stores.values() for mark in _marks(ruleset)}
-    return Host(addresses, frozenset(mark for mark in marks if mark and _is_local(remote, mark, lookup)))
+    rules = [rule for held in stores.values() for chains in held.tables.values() for c in chains.values() for rule in c]
+    marks = {packet.mark, *_marks(rules, "mark", "tproxy")} - {0}
+    return Host(addresses, frozenset(mark for mark in marks if _is_local(remote, mark, lookup)))
 
 
-def _marks(ruleset: Ruleset) -> set[str]:
-    rules = (rule for chains in ruleset.tables.values() for rules in chains.values() for rule in rules)
-    targets = [rule.target for rule in rules]
-    return {t.value for t in targets if t.kind == "mark"} | {t.mark for t in targets if t.kind == "tproxy"}
+def _marks(rules: Iterable[Rule], *kinds: str) -> Iterator[int]:
+    """The marks that targets of these kinds give."""
+    for rule in rules:
+        if rule.target.kind in kinds:
+            try:
+                yield int(rule.target.mark or rule.target.value, 0)
+            except ValueError:
+                pass  # a foreign rule that `walk` will not understand either
 
 
 def _is_local(address: IPAddress, mark: int, lookup: Lookup) -> bool:
@@ -260,12 +265,11 @@ def conclude(packet: Packet, outcome: Outcome, *, ours: bool) -> str:
 
 def _missing(outcome: Outcome, host: Host) -> list[str]:
     """TPROXY works only where the mark keeps answers, which go to the client's address, inside the pod."""
-    rules = (step.place.rule for step in outcome.steps if step.place.rule is not None)
-    marks = {int(rule.target.mark, 0) for rule in rules if rule.target.kind == "tproxy"}
+    marks = _marks((step.place.rule for step in outcome.steps if step.place.rule is not None), "tproxy")
     return [
         f"no policy rule for mark {mark} leads to a table with the route `local default dev lo`, so the application's "
         "answers to the client leave the pod: run this program again"
-        for mark in sorted(marks - set(host.local_marks))
+        for mark in sorted({*marks} - {*host.local_marks})
     ]
 
 

@@ -199,7 +199,10 @@ class _Walk:
             if chain in ruleset.tables[place.table]:
                 self._step(place, f"goto {chain}", depth)
                 return self._chain(ruleset, Place(place.store, place.table, chain), depth + 1)
-        effect, end = _TARGETS[target.kind](self, place, target)
+        try:
+            effect, end = _TARGETS[target.kind](self, place, target)
+        except ValueError:
+            effect, end = self._unknown(place)
         self._step(place, effect, depth)
         return end
 
@@ -210,7 +213,7 @@ class _Walk:
         words = f" ({specification(place.rule)})" if place.rule else ""
         self._uncertain.setdefault(f"{place} of {place.store}{words} {what}")
 
-    # Targets: what they do, in words, and how the chain ends.
+    # Targets: what they do, in words, and how the chain ends. ValueError: not understood.
 
     def _leave(self, place: Place, target: Target) -> tuple[str, End | None]:
         """RETURN and ACCEPT: if nothing captures the packet later, this is why."""
@@ -228,9 +231,9 @@ class _Walk:
 
     def _redirect_to(self, place: Place, ports: str) -> tuple[str, End | None]:
         first, _, last = ports.partition("-")
+        port = int(first)
         if last:
             self._doubt(place, f"may choose any of the ports {ports}; the first is taken")
-        port = int(first)
         loopback = ipaddress.ip_address("127.0.0.1" if self.packet.version == 4 else "::1")
         on_lo = self.hook == "OUTPUT" or self.in_interface == LO
         self._translate(loopback if on_lo else self._own_address(loopback), port)
@@ -251,9 +254,9 @@ class _Walk:
         self._states = self._states | {"DNAT"}
 
     def _tproxy(self, place: Place, target: Target) -> tuple[str, End | None]:
+        self._tproxy_port = int(target.value) or self.packet.destination_port
         self.packet = replace(self.packet, mark=int(target.mark, 0))
         self._verdict, self._decided_by = "tproxied", place
-        self._tproxy_port = int(target.value) or self.packet.destination_port
         return f"hand to the transparent socket on port {target.value}, mark {target.mark}", "accept"
 
     def _mark(self, _: Place, target: Target) -> tuple[str, End | None]:
@@ -289,17 +292,17 @@ class _Walk:
         if name == "NOTRACK" or (name == "CT" and "--notrack" in text):
             self._states = {"UNTRACKED"}
             return "not tracked by conntrack", None
-        try:
-            if name == "REDIRECT":
-                ports = _REDIRECT.search(text)
-                return self._redirect_to(place, ports[1] if ports else str(self.packet.destination_port))
-            if name == "DNAT" and (to := _DNAT.search(text)):
-                address, port = _endpoint(to[1])
-                self._translate(address, port or self.packet.destination_port)
-                self._decided_by = self._decided_by or place
-                return f"destination translated to {to[1]}", "accept"
-        except ValueError:
-            pass
+        if name == "REDIRECT":
+            ports = _REDIRECT.search(text)
+            return self._redirect_to(place, ports[1] if ports else str(self.packet.destination_port))
+        if name == "DNAT" and (to := _DNAT.search(text)):
+            address, port = _endpoint(to[1])
+            self._translate(address, port or self.packet.destination_port)
+            self._decided_by = self._decided_by or place
+            return f"destination translated to {to[1]}", "accept"
+        return self._unknown(place)
+
+    def _unknown(self, place: Place) -> tuple[str, End | None]:
         self._doubt(place, "has a target that cannot be judged here and is taken to let the packet go on")
         return "cannot be judged: taken to go on", None
 

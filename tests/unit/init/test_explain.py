@@ -326,3 +326,5 @@ def test_marks_that_stay_inside_are_found_by_routing() -> None:
     packet = ask("--inbound", "--port=80")
     assert host_of(packet, ADDRESSES, held, routes([1337, 7])) == Host(ADDRESSES, frozenset({1337}))
     assert host_of(packet, ADDRESSES, held, routes()) == Host(ADDRESSES, frozenset())
+    odd = Ruleset({"mangle": {"PREROUTING": (Rule("mangle", "PREROUTING", (), Target("tproxy", "x", "y")),)}})
+    assert answer(packet, {"nftables": odd}).uncertain

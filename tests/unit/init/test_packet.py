@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from init.errors import KernelError, SettingsError
 from init.flags import resolve
@@ -637,6 +639,25 @@ def test_loops_and_explosions_end() -> None:
     doubling |= {str(at): (jump(str(at), str(at + 1)),) * 2 for at in range(60)}
     with pytest.raises(KernelError, match="rules would be looked at"):
         walk(outbound("1.2.3.4:80"), {"": Ruleset({"nat": doubling})}, HOST)
+
+
+WORDS = (
+    "-p -s -d -i -o -m -j -g ! tcp udp --sport --dport --dports --to-ports --to-destination --mark --set-xmark --zone "
+    "--on-port --tproxy-mark --uid-owner --gid-owner --ctstate NEW,DNAT owner multiport mark connmark comment "
+    "--comment REDIRECT TPROXY MARK DNAT CT ACCEPT DROP RETURN REJECT LOG SELF 1.2.3.0/24 ::/0 lo eth+ 53 0x539 -1 "
+    "x 80-90 80:90 : , 1.2.3.4:5 [::1]:x /99 0-4294967295 \U0001f600"
+).split()
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), max_size=8), max_size=6), st.booleans())
+def test_no_rule_of_a_kernel_stops_the_walk(lines: list[list[str]], is_inbound: bool) -> None:
+    chains = {
+        chain: tuple(read_rule("nat", chain, " ".join(words)) for words in lines) if chain != "SELF" else ()
+        for chain in ("PREROUTING", "OUTPUT", "INPUT", "SELF")
+    }
+    kernel = {"": Ruleset(dict.fromkeys(("raw", "mangle", "nat", "filter"), chains))}
+    outcome = walk(inbound(80) if is_inbound else outbound("1.2.3.4:80"), kernel, HOST)
+    assert outcome.verdict in ("redirected", "tproxied", "delivered", "leaves", "dropped")
 
 
 def test_positions_of_inserted_rules_are_the_kernels() -> None:
