@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from init.nft_names import TABLES, table_name
 from init.rules import (
     CHAINS,
     DIVERT,
@@ -31,8 +32,6 @@ from init.rules import (
     canonical,
 )
 
-PREFIX = "istio-proxy-"
-TABLES = ("nat", "mangle", "raw")  # in the order of the script
 CHAIN_ORDER = ("PREROUTING", "OUTPUT", DIVERT, TPROXY, INBOUND, REDIRECT, IN_REDIRECT, OUTPUT, OUTPUT_DNS, DROP)
 # Hooks with the priorities of iptables' tables.
 BASE_CHAINS: Mapping[tuple[str, str], str] = {
@@ -47,15 +46,11 @@ _FAMILY: Mapping[Version, str] = {4: "ip", 6: "ip6"}
 _VERSIONS: Mapping[str, Version] = {"ip": 4, "ip6": 6}
 _NFPROTO: Mapping[str, Version] = {"ipv4": 4, "ipv6": 6, "2": 4, "10": 6}
 _PROTOCOLS: Mapping[str, str] = {"tcp": "tcp", "udp": "udp", "6": "tcp", "17": "udp"}
-_STATES = frozenset(("INVALID", "NEW", "ESTABLISHED", "RELATED", "UNTRACKED"))
+_STATES = {"0x1": "INVALID", "0x2": "ESTABLISHED", "0x4": "RELATED", "0x8": "NEW", "0x40": "UNTRACKED"}  # of `nft -n`
+_STATE_OF = _STATES | {state.lower(): state for state in _STATES.values()}
 _PORTS = re.compile(r"\d+(-\d+)?")
 # Words of nft that an interface may be called too; names of letters only are always quoted.
 _KEYWORDS = frozenset(("gc-interval", "icmpv6", "rt0", "rt2", "rt4"))
-
-
-def table_name(table: str) -> str:
-    """`istio-proxy-nat` for `nat`."""
-    return PREFIX + table
 
 
 def chain_name(chain: str) -> str:
@@ -110,8 +105,8 @@ def _port_set(text: str) -> str:
 
 
 def _states(text: str) -> str:
-    states = text.upper().split(",")
-    return ",".join(states) if _STATES.issuperset(states) else ""
+    states = [_STATE_OF.get(state, "") for state in text.split(",")]
+    return ",".join(states) if all(states) else ""
 
 
 # In the order in which a rule has them.
@@ -347,6 +342,16 @@ def _command(rule: Rule, count: int) -> str:
 def removal(tables: Iterable[str]) -> list[str]:
     """The lines that remove tables of ours, also if they are not there."""
     return [line for table in tables for line in (table_line(table), f"delete table inet {table_name(table)}")]
+
+
+def script(plan: Plan) -> str:
+    """What `nft -f` reads where there is nothing of ours yet."""
+    return document(installation(list(intended(plan))))
+
+
+def document(lines: Iterable[str]) -> str:
+    """Lines, or tables as nft lists them, as one script: one transaction."""
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_rule(table: str, chain: str, text: str, chain_of: Mapping[str, str] = CHAIN_OF) -> Rule:

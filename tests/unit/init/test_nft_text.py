@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from init_worlds import DUAL_POD, IPV4_POD, IPV6_POD, plan
 
-from init.nft_text import by_chain, installation, intended, line, normal, read_listing, read_rule, removal, statement
+from init.nft_text import by_chain, intended, line, normal, read_listing, read_rule, removal, script, statement
 from init.rules import Match, Plan, Rule, Target
 
 EMPTY = """\
@@ -76,8 +76,8 @@ def plan_of(name: str) -> Plan:
     return plan(*argv, **{"addresses": DUAL_POD, **world})
 
 
-def script(found: Plan) -> list[str]:
-    return installation(list(intended(found)))
+def lines_of(found: Plan) -> list[str]:
+    return script(found).splitlines()
 
 
 def rules_of(lines: list[str], table: str) -> list[str]:
@@ -88,12 +88,12 @@ def rules_of(lines: list[str], table: str) -> list[str]:
 
 
 def test_script_of_the_smallest_plan() -> None:
-    assert script(plan()) == EMPTY.splitlines()
+    assert script(plan()) == EMPTY
 
 
 def test_script_of_tproxy() -> None:
     argv = "-m TPROXY -b * -x 1.1.0.0/16 -i 9.9.0.0/16 -c not-istio-nic --redirect-dns --dual-stack".split()
-    lines = script(plan(*argv, addresses=DUAL_POD, servers=["127.0.0.53"]))
+    lines = lines_of(plan(*argv, addresses=DUAL_POD, servers=["127.0.0.53"]))
     assert rules_of(lines, "mangle") == TPROXY.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith("add table")] == [
         f"istio-proxy-{table}" for table in ("nat", "mangle", "raw")
@@ -104,7 +104,7 @@ def test_script_of_tproxy() -> None:
 
 
 def test_spelling_of_dns() -> None:
-    lines = script(plan("--redirect-dns", "--dual-stack", addresses=DUAL_POD, servers=["10.1.1.1", "fd00::53"]))
+    lines = lines_of(plan("--redirect-dns", "--dual-stack", addresses=DUAL_POD, servers=["10.1.1.1", "fd00::53"]))
     assert [line for line in rules_of(lines, "nat") if "53" in line] == [
         "add rule istio-output oifname lo meta l4proto tcp ip daddr != 127.0.0.1/32 tcp dport != { 53, 15008 } "
         "skuid 1337 counter jump istio-in-redirect",
@@ -133,7 +133,7 @@ def test_spelling_of_dns() -> None:
 
 
 def test_spelling_of_ports_and_interfaces() -> None:
-    nat = rules_of(script(plan_of("everything")), "nat")
+    nat = rules_of(lines_of(plan_of("everything")), "nat")
     for expected in (
         "add rule prerouting iifname net1 counter return",
         "add rule istio-inbound meta l4proto tcp tcp dport 15021-15023 counter return",
@@ -144,7 +144,7 @@ def test_spelling_of_ports_and_interfaces() -> None:
         "insert rule prerouting index 0 meta nfproto ipv4 iifname eth2 counter jump istio-redirect",
     ):
         assert expected in nat
-    assert "add rule prerouting iifname eth1 counter return" in rules_of(script(plan("-k", "eth1")), "nat")
+    assert "add rule prerouting iifname eth1 counter return" in rules_of(lines_of(plan("-k", "eth1")), "nat")
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -169,16 +169,16 @@ def test_without_ipv6_nothing_is_done_to_ipv6(name: str) -> None:
 
 def test_drop_invalid_drops_every_protocol() -> None:
     assert "add rule prerouting ct state invalid counter jump istio-drop" in rules_of(
-        script(plan("--drop-invalid", "--dual-stack", addresses=DUAL_POD)), "mangle"
+        lines_of(plan("--drop-invalid", "--dual-stack", addresses=DUAL_POD)), "mangle"
     )
     assert "add rule prerouting meta nfproto ipv4 ct state invalid counter jump istio-drop" in rules_of(
-        script(plan("--drop-invalid")), "mangle"
+        lines_of(plan("--drop-invalid")), "mangle"
     )
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_chain_that_is_jumped_to_is_declared(name: str) -> None:
-    lines = script(plan_of(name))
+    lines = lines_of(plan_of(name))
     declared = {tuple(line.split()[3:5]) for line in lines if line.startswith("add chain")}
     jumps = [line.split() for line in lines if " jump " in line]
     assert jumps
@@ -204,6 +204,7 @@ def test_each_rule_is_read_as_it_is_written(name: str) -> None:
         ("tcp dport != { 22, 53 } counter drop", "meta l4proto tcp tcp dport != { 53, 22, 53 } counter drop"),
         ("tcp dport != { 53 } counter drop", "tcp dport != 53 counter drop"),
         ("ct state established,related counter drop", "ct state related,established counter drop"),
+        ("ct state 0x2,0x4 counter drop", "ct state related,established counter drop"),
         ("counter ct mark set meta mark", "counter ct mark set mark"),
         ("meta skuid 7 meta skgid != 8 counter ct zone set 2", "skuid 7 skgid != 8 counter ct zone set 2"),
         ('ip6 daddr ::1 return comment "why { not"', "ip6 daddr ::1/128 counter return"),
