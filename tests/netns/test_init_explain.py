@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from init import nft_text
 from init.explain import run
 from init.flags import resolve
 from init.iptables_text import document, installation
 from init.recipe import make_plan
+from init.rules import TABLES
 from init.settings import Machine, load
 
 from .capture_world import APPLICATION, DNS, DNS_PROXY, OTHER, POD, PROXY_IN, PROXY_OUT, SECOND, SERVER, TUNNEL, World
@@ -45,20 +47,29 @@ def restore(pod: Namespace, text: str, program: str = "iptables-nft") -> None:
     assert done.returncode == 0, done.stderr
 
 
-def capture(pod: Namespace, *argv: str) -> None:
+def nft(pod: Namespace, text: str) -> None:
+    done = pod.run(["nft", "-f", "-"], stdin=text)
+    assert done.returncode == 0, done.stderr
+
+
+def capture(pod: Namespace, *argv: str, store: str = "iptables-nft") -> None:
     """Install the rules that the flags ask for."""
     addresses = [ip_address(POD[4]), ip_address(POD[6])]
     machine = Machine(lambda _: None, lambda _: None, lambda: addresses, lambda: RESOLVERS)
     plan = make_plan(load(resolve((*CAPTURE, *argv), {}), machine))
-    restore(pod, document(installation(plan.of(4))), "iptables-nft")
-    restore(pod, document(installation(plan.of(6))), "ip6tables-nft")
+    if store == "nftables":
+        nft(pod, nft_text.script(plan))
+        return
+    restore(pod, document(installation(plan.of(4))), store)
+    restore(pod, document(installation(plan.of(6))), store.replace("ip", "ip6", 1))
 
 
 def flush(pod: Namespace) -> None:
     empty = "".join(f"*{table}\nCOMMIT\n" for table in ("filter", "mangle", "nat", "raw"))
-    for program in ("iptables-nft", "ip6tables-nft", "iptables-legacy"):
+    for program in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"):
         done = pod.run([f"{program}-restore"], stdin=empty)
         assert done.returncode == 0, done.stderr
+    nft(pod, nft_text.document(nft_text.removal(TABLES)))
 
 
 @dataclass(frozen=True)
@@ -255,19 +266,24 @@ def listener(answer: dict[str, Any], packet: Sent) -> str | None:
     return {**ports, PROXY_IN: "inbound", DNS_PROXY: dns}[port]
 
 
-@pytest.mark.parametrize("name", SETUPS)
-def test_explanations_are_what_happens(name: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+# Foreign rules are iptables': in two stores at once the kernel would ask nft's tables as if there were none.
+RUNS = [(name, "iptables-nft") for name in SETUPS] + [("redirect", "iptables-legacy"), ("dns", "iptables-legacy")]
+RUNS += [(name, "nftables") for name, (_, foreign, _) in SETUPS.items() if not foreign]
+
+
+@pytest.mark.parametrize(("name", "store"), RUNS)
+def test_explanations_are_what_happens(name: str, store: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     argv, foreign, packets = SETUPS[name]
     try:
         if foreign:
-            restore(world.pod, foreign)
-        capture(world.pod, *argv)
+            restore(world.pod, foreign, store)
+        capture(world.pod, *argv, store=store)
         for packet in packets:
             answer = explained(world, capsys, *packet.question)
             really = arrives(world, packet)
             assert really == packet.arrives, (packet, answer["conclusion"])
             assert listener(answer, packet) == really, (packet, answer)
-            assert answer["uncertain"] == answer["missing"] == [], answer
+            assert (answer["stores"], answer["uncertain"], answer["missing"]) == ([store], [], []), answer
     finally:
         flush(world.pod)
 
