@@ -10,7 +10,7 @@ from init.errors import KernelError
 
 WAIT = 60.0  # seconds: longer than one healthy run can take, its binaries' own waiting included
 _POLL = 0.02  # seconds between two tries
-NAMESPACE = "/proc/self/ns/net"
+NAMESPACE = "/proc/thread-self/ns/net"
 
 
 @contextmanager
