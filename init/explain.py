@@ -253,7 +253,7 @@ def conclude(packet: Packet, outcome: Outcome, *, ours: bool) -> str:
     if outcome.verdict in ("redirected", "tproxied"):
         how = "redirected to" if outcome.verdict == "redirected" else "handed to the transparent socket on"
         return f"not captured: {how} port {outcome.port} by a foreign rule, {by}{_words(by)}"
-    if not ours and by is None:
+    if not ours and (outcome.address, outcome.port) == (packet.destination, packet.destination_port):
         return f"not captured: {NO_RULE}"
     where = f"{_host(outcome.address)}:{outcome.port}"
     if outcome.verdict == "delivered":

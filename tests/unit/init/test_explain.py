@@ -233,6 +233,12 @@ def test_without_rules() -> None:
     assert answer(packet, {}).conclusion == text
     assert answer(packet, {"iptables-nft": Ruleset({"nat": {"OUTPUT": ()}})}).conclusion == text
     assert answer(packet, {"iptables-nft": foreign("nat", "OUTPUT", "-p udp -j ACCEPT")}).conclusion == text
+    assert answer(packet, {"iptables-nft": foreign("nat", "OUTPUT", "-p tcp -j ACCEPT")}).conclusion == text
+    moved = answer(packet, {"iptables-nft": foreign("nat", "OUTPUT", "-p tcp -j DNAT --to-destination 10.9.9.9:99")})
+    assert moved.conclusion == (
+        "not captured: delivered to the application at 10.9.9.9:99, "
+        "by nat OUTPUT rule 1 (-p tcp -j DNAT --to-destination 10.9.9.9:99)"
+    )
     dropped = answer(packet, {"iptables-nft": foreign("filter", "OUTPUT", "-p tcp -j REJECT --reject-with tcp-reset")})
     assert dropped.conclusion == "dropped by filter OUTPUT rule 1 (-p tcp -j REJECT --reject-with tcp-reset)"
     elsewhere = answer(packet, {"iptables-nft": foreign("nat", "OUTPUT", "-p tcp -j REDIRECT --to-ports 99")})
