@@ -6,6 +6,7 @@ program or of Istio's left.
 
 import errno
 import ipaddress
+import os
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -213,7 +214,8 @@ def _is_present(item: Object) -> bool:
 
 
 def _is_same(rule: rules.Rule, item: PolicyRule) -> bool:
-    return _is_whole(rule) and (rule.mark, rule.table) == (item.mark, item.table)
+    numbers = (rule.mark, rule.table) == (item.mark, item.table)
+    return _is_whole(rule) and numbers and item.priority in (None, rule.priority)
 
 
 def _interface(item: Address) -> addresses.Interface:
@@ -225,6 +227,8 @@ def _create_address(item: Address) -> None:
 
 
 def _create_rule(item: PolicyRule) -> None:
+    if item.priority is not None and _is_present(item):
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     rules.add(item.version, item.mark, item.table, item.priority)
 
 
@@ -242,9 +246,9 @@ def _remove_rule(item: PolicyRule) -> None:
     Raises OSError; and KernelError where the kernel would take another rule, which it cannot tell from this one.
     """
     present = rules.all_rules(item.version)
-    same = [rule for rule in present if _is_same(rule, item) and item.priority in (None, rule.priority)]
+    same = [rule for rule in present if _is_same(rule, item)]
     if not same:
-        raise OSError(errno.ENOENT, "No such file or directory")
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     rule = same[0]  # without a priority the kernel puts a rule before all others
     rank = (rule.priority, rule.mark, rule.table)
     first = next(other for other in present if (other.priority, other.mark, other.table) == rank)

@@ -3,7 +3,6 @@
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 
 from init.errors import KernelError
 from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, attribute, unpack
@@ -29,11 +28,13 @@ def on_lo() -> list[Interface]:
     """The IPv6 addresses of lo with their prefix lengths; none on a kernel without IPv6. Raises OSError."""
     try:
         index = socket.if_nametoindex(LO)
-        return [address for interface, address in _all(socket.AF_INET6) if interface == index]
+        found = _all(socket.AF_INET6)
     except OSError as error:
         if error.errno in ALSO_UNSUPPORTED:
             return []
         raise
+    # A kernel without IPv6 lists the addresses of all families.
+    return [address for interface, address in found if interface == index and address.version == 6]
 
 
 def add_to_lo(address: Interface) -> None:
@@ -59,10 +60,10 @@ def request(address: Interface, index: int) -> bytes:
     return head + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, address.packed)
 
 
-def _all(family: int) -> Iterator[tuple[int, Interface]]:
+def _all(family: int) -> list[tuple[int, Interface]]:
     with Netlink(ROUTE) as netlink:
-        bodies = [message.body for message in netlink.dump(_GET, _IFADDRMSG.pack(family, 0, 0, 0, 0))]
-    return (read for body in bodies if (read := parse(body)) is not None)
+        messages = netlink.dump(_GET, _IFADDRMSG.pack(family, 0, 0, 0, 0))
+    return [read for message in messages if (read := parse(message.body)) is not None]
 
 
 def parse(body: bytes) -> tuple[int, Interface] | None:

@@ -4,7 +4,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, as_number, number, unpack
+from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, ROUTE, Netlink, as_number, number, unpack
 from init.rules import Version
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -45,10 +45,11 @@ def all_rules(version: Version) -> list[Rule]:
 def add(version: Version, mark: int, table: int, priority: int | None = None) -> None:
     """`ip rule add fwmark MARK lookup TABLE`; without a priority the kernel takes the one before all others.
 
-    Raises OSError: EEXIST if there is the same rule of the same priority.
+    That there is such a rule is no error. Raises OSError.
     """
+    # Not EXCL: the kernel then takes a rule that looks at more, of the same priority, for the same one.
     with Netlink(ROUTE) as netlink:
-        netlink.ask(_NEW, request(version, mark, table, priority), CREATE | EXCL)
+        netlink.ask(_NEW, request(version, mark, table, priority), CREATE)
 
 
 def delete(version: Version, mark: int, table: int, priority: int) -> None:
