@@ -77,7 +77,7 @@ class NftStore:
                 chains.append((table, chain))
                 rules += found
                 lines += map(line, found)
-        return Holding(tuple(rules), tuple(chains), tuple(lines))
+        return Holding(tuple(rules), tuple(chains), _shown(lines))
 
     def script(self, plan: Plan | None, present: Holding) -> str:
         """One transaction. Tables that are there are removed first: a flush leaves chains and sets."""
@@ -125,7 +125,12 @@ def _held(tables: Mapping[str, ListedTable]) -> Holding:
                 rule = read_rule(table, name, text)
                 rules.append(rule)
                 lines.append(line(rule) if _is_understood(rule) else f"add rule inet {table_name(table)} {name} {text}")
-    return Holding(tuple(rules), tuple(chains), tuple(lines), {name: table.text for name, table in tables.items()})
+    return Holding(tuple(rules), tuple(chains), _shown(lines), {name: table.text for name, table in tables.items()})
+
+
+def _shown(lines: Sequence[str]) -> tuple[str, ...]:
+    """Lines of a script as what there is, for comparison and differences."""
+    return tuple(line.removeprefix("add ") for line in lines)
 
 
 def _chain_line(table: str, chain: str, head: str) -> str:
