@@ -36,7 +36,7 @@ def enter(path: str) -> None:
         target = os.stat(path)
         if not stat.S_ISREG(target.st_mode):  # opening a pipe or a device could hang or do something
             raise KernelError(f"{refused}: not a namespace: {_EXPECTED}")
-        if os.path.samestat(target, os.stat(NAMESPACE)):
+        if _is_here(target):
             return
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -54,6 +54,13 @@ def enter(path: str) -> None:
         raise KernelError(f"{refused}: {error.strerror}: {advice}") from error
     finally:
         os.close(fd)
+
+
+def _is_here(target: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(target, os.stat(NAMESPACE))
+    except OSError:
+        return False  # no /proc
 
 
 def _to_stderr(text: str) -> None:

@@ -5,7 +5,7 @@ import socket
 import struct
 
 from init.errors import KernelError
-from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, attribute, unpack
+from init.netlink.wire import UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, attribute, unpack
 from init.values import IPAddress
 
 LO = "lo"
@@ -30,7 +30,7 @@ def on_lo() -> list[Interface]:
         index = socket.if_nametoindex(LO)
         found = _all(socket.AF_INET6)
     except OSError as error:
-        if error.errno in ALSO_UNSUPPORTED:
+        if error.errno in UNSUPPORTED:
             return []
         raise
     # A kernel without IPv6 lists the addresses of all families.

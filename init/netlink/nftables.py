@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from init.errors import KernelError
-from init.netlink.wire import ACK, ALSO_UNSUPPORTED, NETFILTER, REQUEST, Message, Netlink, attribute, unpack
+from init.netlink.wire import ACK, UNSUPPORTED, NETFILTER, REQUEST, Message, Netlink, attribute, unpack
 
 _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 _SUBSYSTEM = 10
@@ -36,7 +36,7 @@ def chains_of(family: str) -> Mapping[str, frozenset[str]]:
                 found.setdefault(_name(chain.get(_CHAIN_TABLE)), set()).add(_name(chain.get(_CHAIN_NAME)))
     except OSError as error:
         # EINVAL: netfilter's netlink is there, nf_tables is not.
-        if error.errno in ALSO_UNSUPPORTED | {errno.EINVAL}:
+        if error.errno in UNSUPPORTED | {errno.EINVAL}:
             return {}
         advice = ": run as root with the capability NET_ADMIN" if error.errno == errno.EPERM else ""
         raise KernelError(f"cannot list the nftables tables of family {family}: {error.strerror}{advice}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from init.netlink.addresses import LO
 from init.netlink.rules import FAMILIES
-from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, as_number, number, unpack
+from init.netlink.wire import UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, as_number, number, unpack
 from init.rules import Version
 
 _NEW, _DELETE, _GET = 24, 25, 26
@@ -38,7 +38,7 @@ def of_table(version: Version, table: int) -> list[Route]:
         with Netlink(ROUTE) as netlink:
             messages = netlink.dump(_GET, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + number(_TABLE, table))
     except OSError as error:
-        if error.errno in ALSO_UNSUPPORTED | {errno.ENOENT}:
+        if error.errno in UNSUPPORTED | {errno.ENOENT}:
             return []
         raise
     # Kernels before 4.20 list all tables and, where there is no IPv6, all families.

@@ -4,7 +4,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from init.netlink.wire import ALSO_UNSUPPORTED, CREATE, ROUTE, Netlink, as_number, number, unpack
+from init.netlink.wire import UNSUPPORTED, CREATE, ROUTE, Netlink, as_number, number, unpack
 from init.rules import Version
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -36,7 +36,7 @@ def all_rules(version: Version) -> list[Rule]:
         with Netlink(ROUTE) as netlink:
             messages = netlink.dump(_GET, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
     except OSError as error:
-        if error.errno in ALSO_UNSUPPORTED:
+        if error.errno in UNSUPPORTED:
             return []
         raise
     return [parse(version, message.body) for message in messages if message.body[:1] == bytes([family])]

@@ -33,7 +33,7 @@ _KIND_BITS = 0x3FFF  # of an attribute's type; the others say "nested" and "netw
 _REASON = 1  # NLMSGERR_ATTR_MSG
 _SOL_NETLINK, _EXT_ACK, _STRICT_CHECK = 270, 11, 12
 
-ALSO_UNSUPPORTED = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT))
+UNSUPPORTED = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT))
 
 
 @dataclass(frozen=True, slots=True)
