@@ -5,7 +5,7 @@ import socket
 import struct
 
 from init.errors import KernelError
-from init.netlink.wire import UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, attribute, unpack
+from init.netlink.wire import CREATE, EXCL, ROUTE, UNSUPPORTED, Netlink, attribute, unpack
 from init.values import IPAddress
 
 LO = "lo"

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from init.errors import KernelError
-from init.netlink.wire import ACK, UNSUPPORTED, NETFILTER, REQUEST, Message, Netlink, attribute, unpack
+from init.netlink.wire import ACK, NETFILTER, REQUEST, UNSUPPORTED, Message, Netlink, attribute, unpack
 
 _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 _SUBSYSTEM = 10

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from init.netlink.addresses import LO
 from init.netlink.rules import FAMILIES
-from init.netlink.wire import UNSUPPORTED, CREATE, EXCL, ROUTE, Netlink, as_number, number, unpack
+from init.netlink.wire import CREATE, EXCL, ROUTE, UNSUPPORTED, Netlink, as_number, number, unpack
 from init.rules import Version
 
 _NEW, _DELETE, _GET = 24, 25, 26

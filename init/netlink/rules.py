@@ -4,7 +4,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from init.netlink.wire import UNSUPPORTED, CREATE, ROUTE, Netlink, as_number, number, unpack
+from init.netlink.wire import CREATE, ROUTE, UNSUPPORTED, Netlink, as_number, number, unpack
 from init.rules import Version
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
