@@ -102,8 +102,8 @@ def _refusal(plan: Plan, held: list[Held], backend: Backend) -> list[str]:
     names = " and ".join(dict.fromkeys(entry.store.name for entry in held))
     others = f", which --backend {backend.kind} would not use" if all(e.kind != backend.kind for e in held) else ""
     return [
-        f"{names} holds rules of a run with other flags{others}: remove them with istio-clean-iptables, or replace them "
-        "with --reconcile (- present, + wanted):\n" + "\n".join(lines)
+        f"{names} holds rules of a run with other flags{others}: remove them with istio-clean-iptables, or replace "
+        "them with --reconcile (- present, + wanted):\n" + "\n".join(lines)
     ]
 
 
@@ -114,9 +114,10 @@ def _write(
     targets = {id(store) for store in stores}
     present = {id(entry.store): entry.holding for entry in held}
     steps: list[Step] = [routing.Create(missing) for missing in routing.missing(network)]
+    # Before the rules whose marks tell that they are ours: a run that is killed here can be repeated.
+    steps += [routing.Remove(stale) for stale in _stale(network, settings, held)]
     steps += [ReplaceRules(store, present.get(id(store), store.holding(plan)), plan) for store in stores]
     steps += [ReplaceRules(entry.store, entry.holding, None) for entry in held if id(entry.store) not in targets]
-    steps += [routing.Remove(stale) for stale in _stale(network, settings, held)]
     perform(steps)
     for store in stores:
         log.info(f"{store.name}: installed {store.wanted(plan).summary()}")

@@ -80,7 +80,7 @@ def _act(settings: Settings, log: Log) -> None:
     if settings.cleanup_only:
         from init.cleanup import clean_up
 
-        _report(settings, None, clean_up(settings, _backends(settings), log, _show))
+        _report(settings, None, clean_up(settings, _backends(settings, log), log, _show))
         return
     if not settings.skip_rule_apply:
         plan = make_plan(settings)
@@ -89,18 +89,19 @@ def _act(settings: Settings, log: Log) -> None:
         else:
             from init.apply import apply
 
-            _report(settings, plan, apply(plan, settings, _backends(settings), log))
+            _report(settings, plan, apply(plan, settings, _backends(settings, log), log))
     if settings.run_validation and not settings.dry_run:
         from init.probe import validate
 
         validate(settings, log)
 
 
-def _backends(settings: Settings) -> "Backends":
+def _backends(settings: Settings, log: Log) -> "Backends":
     from init.backends.choice import Backends
     from init.namespace import Sandbox
 
-    return Backends(Sandbox.for_this_namespace(settings.network_namespace) if settings.cni_mode else None)
+    sandbox = Sandbox.for_this_namespace(settings.network_namespace, log.warn) if settings.cni_mode else None
+    return Backends(sandbox, settings.backend)
 
 
 def _dry_run(plan: Plan, settings: Settings) -> None:
@@ -118,7 +119,11 @@ def _dry_run(plan: Plan, settings: Settings) -> None:
     elif len(texts) == 1:
         _show(texts[0])
     else:
-        _show("".join(f"# {program}-restore\n{text}" for program, text in zip(("iptables", "ip6tables"), texts, strict=True)))
+        _show(
+            "".join(
+                f"# {program}-restore\n{text}" for program, text in zip(("iptables", "ip6tables"), texts, strict=True)
+            )
+        )
     _write_dry_run_file(settings, "".join(texts))
 
 

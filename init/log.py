@@ -76,7 +76,10 @@ class Log:
     def close(self) -> None:
         """Close the files among the targets."""
         for file in self._files:
-            file.close()
+            try:
+                file.close()
+            except OSError:  # what could not be written still cannot
+                pass
 
     def debug(self, message: str) -> None:
         """Detail for finding a fault."""

@@ -26,7 +26,8 @@ from init.rules import (
     Target,
     Version,
 )
-from init.settings import ALL, Cidr, IPAddress, Settings
+from init.settings import Settings
+from init.values import ALL, Cidr, IPAddress
 
 DNS_PORT = "53"
 DNS_CAPTURE_PORT = "15053"

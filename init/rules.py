@@ -5,6 +5,7 @@ Chains bear the names of iptables (`PREROUTING`, `ISTIO_OUTPUT`); the nft form o
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -54,7 +55,7 @@ DROP = "ISTIO_DROP"
 # Every chain that this program or Istio's creates in a pod: what comparison and cleanup take for ours.
 CHAINS = frozenset((INBOUND, REDIRECT, IN_REDIRECT, OUTPUT, OUTPUT_DNS, DIVERT, TPROXY, DROP))
 TABLES = ("mangle", "nat", "raw")  # the tables that hold rules of ours
-PASSTHROUGH = {4: "127.0.0.6/32", 6: "::6/128"}  # Envoy's bind address towards the application
+PASSTHROUGH: Mapping[Version, str] = {4: "127.0.0.6/32", 6: "::6/128"}  # Envoy's bind address towards the application
 SELF_CALL_MARK = 1338  # TPROXY: the proxy calling its own pod; does not follow the configurable mark
 
 
@@ -146,8 +147,14 @@ def canonical(rule: Rule) -> Rule:
     """
     matches = (_canonical_match(match) for match in rule.matches)
     kept = {match: None for match in matches if not _is_always_true(match)}  # in order, each once
-    ordered = sorted(kept, key=lambda match: (_ORDER.index(match.kind), match.negated, match.value))
+    ordered = sorted(kept, key=_rank)
     return replace(rule, matches=tuple(ordered), position=None)
+
+
+def _rank(match: Match) -> tuple[int, bool, str]:
+    rank = _ORDER.index(match.kind)
+    # Words that are not understood keep their order: `-m comment` stands before `--comment`.
+    return (rank, False, "") if match.kind == "other" else (rank, match.negated, match.value)
 
 
 def _canonical_match(match: Match) -> Match:

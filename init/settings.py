@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from init.errors import shown
-from init.flags import Value
+from init.flags import FLAGS, Value
 from init.rules import SELF_CALL_MARK, Version
 from init.values import ALL, Cidr, IPAddress, Reader, parse_cidr, unmapped
 
@@ -96,6 +96,7 @@ def load(values: Mapping[str, Value], machine: Machine, *, cleanup_only: bool = 
     reader = Reader(values)
     cleanup = reader.boolean("cleanup-only") or cleanup_only
     apart = cleanup or reader.boolean("skip-rule-apply")  # no rule is made
+    probes = reader.boolean("run-validation") and not cleanup
     uids = reader.ids("proxy-uid", "uid")
     if not reader.text("proxy-uid"):
         found = machine.uid_of(reader.text("ENVOY_USER"))
@@ -127,7 +128,7 @@ def load(values: Mapping[str, Value], machine: Machine, *, cleanup_only: bool = 
         capture_all_dns=capture_all_dns,
         dns_servers=_dns_servers(reader, machine) if ask_servers else (),
         loopback_cidr=_loopback(reader),
-        ipv6=not apart and _enables_ipv6(reader, machine),
+        ipv6=(probes or not apart) and _enables_ipv6(reader, machine),
         backend=_backend(reader),
         cni_mode=reader.boolean("cni-mode"),
         network_namespace=reader.text("network-namespace"),
@@ -143,7 +144,9 @@ def load(values: Mapping[str, Value], machine: Machine, *, cleanup_only: bool = 
         force_apply=reader.boolean("force-apply"),
         warnings=(),
     )
-    reader.boolean("dual-stack")
+    for flag in FLAGS:  # also those that nothing above reads, or only where a mode asks for them
+        if flag.kind == "bool":
+            reader.boolean(flag.name)
     if not reader.refused:
         _check_together(reader, settings)
     reader.check()

@@ -62,8 +62,8 @@ def perform(steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, ReplaceRules) and (lines := step.check()):
                 raise KernelError(
-                    f"{step.store.name} reported success but the kernel does not hold the rules (- present, + wanted):\n"
-                    + "\n".join(lines)
+                    f"{step.store.name} reported success but the kernel does not hold the rules "
+                    "(- present, + wanted):\n" + "\n".join(lines)
                 )
     except BaseException as failure:
         undo(done, failure)

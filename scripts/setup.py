@@ -45,7 +45,7 @@ CAPTURE = {"ip": "iproute2", "iptables-restore": "iptables"}
 class Purpose:
     """What a purpose needs.
 
-    `extras` are those of pyproject.toml; `commands` maps a command to the Debian package that has it;
+    `extras` are those of pyproject.toml; `commands` maps a command to the Debian packages that have it;
     `root_commands` are only of use to root. `in_checkout`: run there even where a copy exists.
     """
 
@@ -58,7 +58,10 @@ class Purpose:
 PURPOSES = {
     "demo": Purpose(commands={"curl": "curl"}, root_commands=CAPTURE),
     "lint": Purpose(frozenset({"lint"})),
-    "test": Purpose(frozenset({"lint", "test"}), {"curl": "curl"}, {**CAPTURE, "nft": "nftables"}),
+    # cc: python-iptables comes as source
+    "test": Purpose(
+        frozenset({"lint", "test"}), {"curl": "curl", "cc": "gcc libc6-dev"}, {**CAPTURE, "nft": "nftables"}
+    ),
     "bench": Purpose(
         frozenset({"bench"}),
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
@@ -167,7 +170,7 @@ def ensure_commands(purpose: Purpose) -> None:
     wanted = missing({**purpose.commands, **(purpose.root_commands if root else {})})
     if not wanted:
         return
-    packages = sorted(set(wanted.values()))
+    packages = sorted({package for names in wanted.values() for package in names.split()})
     if not root:
         raise SetupError(
             f"missing: {', '.join(sorted(wanted))}. Without root nothing can be installed here; ask for:\n"
@@ -235,7 +238,7 @@ def ensure_environment(place: Place, extras: frozenset[str]) -> None:
     extras = extras.union(found.get("extras", ()))
     say(f"installing packages into {place.venv}")
     target = f"{place.code}[{','.join(sorted(extras))}]" if extras else str(place.code)
-    pip(place, "hatchling")
+    pip(place, "hatchling", "setuptools")
     pip(place, "--no-build-isolation", "--editable", target)
     if can_be_proxy_user():
         probe = [str(place.venv / "bin/python"), "-c", "import httptools, uvloop, yaml, proxy, agent, init"]

@@ -1,7 +1,7 @@
 """Which backend to use: the one asked for, the one that holds our rules, or what is there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from init.backends.base import Backend, Holding, Store
 from init.backends.binaries import finder
@@ -28,9 +28,8 @@ class Backends:
     """All kinds, made when they are asked for: each costs imports or processes."""
 
     sandbox: Sandbox | None
-
-    def __post_init__(self) -> None:
-        self._made: dict[str, Backend] = {}
+    asked: str = ""  # the kind that the settings ask for
+    _made: dict[str, Backend] = field(default_factory=dict, init=False)
 
     def get(self, kind: str) -> Backend:
         """The backend of a kind. Raises KernelError where what it needs is not installed."""
@@ -39,7 +38,9 @@ class Backends:
         return self._made[kind]
 
     def legacy(self) -> Backend:
-        """Legacy tables by the programs, or by libiptc where there are none."""
+        """Legacy tables by what is asked for, else by the programs, else by libiptc: they are the same tables."""
+        if self.asked in ("iptables-legacy", "libiptc"):
+            return self.get(self.asked)
         return self.get("libiptc" if find(f"{PROGRAMS[4]}-legacy") is None and _has_iptc() else "iptables-legacy")
 
     def legacy_in_use(self) -> bool:

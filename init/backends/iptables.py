@@ -137,9 +137,9 @@ class IptablesBackend:
         for store in stores:
             for table in store.unreadable():
                 raise KernelError(
-                    f"the table {table} of this network namespace holds what only the nft program can show, so rules in "
-                    f"it cannot be checked: remove it with `nft delete table {_NFT_FAMILY[store.version]} {table}` if it "
-                    "is not needed"
+                    f"the table {table} of this network namespace holds what only the nft program can show, so rules "
+                    f"in it cannot be checked: remove it with `nft delete table {_NFT_FAMILY[store.version]} {table}` "
+                    "if it is not needed"
                 )
         return stores
 

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/run/netns")
+_CONFIGURATION = Path("/etc/netns")  # of `ip netns exec`: files that lie over those of /etc
 _numbers = itertools.count(1)
 _open: set[Namespace] = set()
 
@@ -101,7 +103,14 @@ class Namespace:
         for pid in _tool(["ip", "netns", "pids", self.name]).split():
             _kill(int(pid))
         _tool(["ip", "netns", "del", self.name])
+        shutil.rmtree(_CONFIGURATION / self.name, ignore_errors=True)
         _open.discard(self)
+
+    def resolv_conf(self, text: str) -> None:
+        """What /etc/resolv.conf says to every command that is run inside from now on."""
+        folder = _CONFIGURATION / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "resolv.conf").write_text(text)
 
     def ip(self, *arguments: str) -> str:
         """`ip` inside; returns its output."""
@@ -232,6 +241,7 @@ def _sweep() -> None:
         for pid in _tool(["ip", "netns", "pids", path.name]).split():
             _kill(int(pid))
         subprocess.run(["ip", "netns", "del", path.name], check=False, capture_output=True)  # another run may be first
+        shutil.rmtree(_CONFIGURATION / path.name, ignore_errors=True)
 
 
 @atexit.register

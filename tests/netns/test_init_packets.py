@@ -1,158 +1,289 @@
-"""Where packets go once `istio-iptables` has run: real sockets, real uids."""
+"""Where packets go once the rules are in the kernel: real sockets of real identities, for each backend and family."""
 
 from __future__ import annotations
 
-import select
-import socket
-import struct
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
-from .netns import DEADLINE, Namespace, require, require_python
+from .capture_world import (
+    APPLICATION,
+    DNS,
+    PROXY_IN,
+    PROXY_OUT,
+    SECOND,
+    SERVER,
+    TUNNEL,
+    WHERE,
+    World,
+)
+from .netns import Namespace, require, require_python
 
 pytestmark = pytest.mark.netns
 
-POD = "10.9.9.9"
-REMOTE = "10.9.9.1"
-OTHER_REMOTE = "10.8.8.8"  # routed to the same server
-APPLICATION, PROXY_OUT, PROXY_IN, TUNNEL = 8080, 15001, 15006, 15008
-ANY_PORT = 9999
-
-CLIENT = """
-import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as connection:
-    connection.recv(1)
-"""
+BACKENDS = ("iptables-nft", "iptables-legacy", "libiptc", "nftables")
+APP, PROXY = (1000, 1000), (1337, 1337)
+TPROXY_PROXY = (0, 1337)  # with TPROXY the injector runs the proxy as root of that group
+EVERYTHING = ("-u", "1337", "-b", "*", "-i", "*", "-d", "15020")
+NOBODY = None  # refused or unanswered
 
 
-@dataclass
-class World:
-    """A pod, and a server that owns two addresses; every listener tells where a connection arrived."""
+@dataclass(frozen=True)
+class Row:
+    """`who` sends to `where`:`port`; `lands` is the listener's name."""
 
-    pod: Namespace
-    listeners: dict[str, socket.socket] = field(default_factory=dict)
-
-    def listen(self, name: str, namespace: Namespace, address: str, port: int) -> None:
-        with namespace.entered():
-            self.listeners[name] = socket.create_server((address, port))
-
-    def arrives(self, uid: int, gid: int, address: str, port: int) -> tuple[str, str, int]:
-        """Connect from the pod; the listener that got it and the original destination that the kernel reports."""
-        client = self.pod.start([sys.executable, "-c", CLIENT, address, str(port)], uid=uid, gid=gid)
-        names = {listener: name for name, listener in self.listeners.items()}
-        deadline = time.monotonic() + DEADLINE
-        ready, _, _ = select.select(list(names), [], [], deadline - time.monotonic())
-        if not ready:
-            client.kill()
-            raise AssertionError(f"nobody got it: {client.communicate()[1]}")
-        (listener,) = ready
-        connection, _ = listener.accept()
-        with connection:
-            destination = original_destination(connection)
-            connection.sendall(b"x")
-        _, errors = client.communicate(timeout=DEADLINE)
-        assert client.returncode == 0, errors
-        return names[listener], *destination
+    who: tuple[int, int]
+    where: str
+    port: int
+    lands: str | None
+    udp: bool = False
+    outside: bool = False
+    groups: tuple[int, ...] = ()
+    versions: tuple[int, ...] = (4, 6)
 
 
-def original_destination(connection: socket.socket) -> tuple[str, int]:
-    """SO_ORIGINAL_DST, or the socket's own address where no rule changed it."""
-    so_original_dst = 80
-    try:
-        raw = connection.getsockopt(socket.IPPROTO_IP, so_original_dst, 16)
-    except OSError:
-        host, port = connection.getsockname()
-        return host, port
-    port, address = struct.unpack_from("!2xH4s", raw)
-    return socket.inet_ntoa(address), port
+@dataclass(frozen=True)
+class Case:
+    name: str
+    argv: tuple[str, ...]
+    rows: tuple[Row, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def outside(where: str, port: int, lands: str, **more: object) -> Row:
+    return Row((0, 0), where, port, lands, outside=True, **more)  # type: ignore[arg-type]
+
+
+CASES = (
+    Case(
+        "everything",
+        EVERYTHING,
+        (
+            Row(APP, "server", APPLICATION, "outbound"),
+            Row(APP, "other", SECOND, "outbound"),
+            Row(PROXY, "server", APPLICATION, "server"),
+            Row((1000, 1337), "server", APPLICATION, "server"),
+            Row((1337, 1000), "server", APPLICATION, "server"),
+            Row(APP, "server", APPLICATION, "outbound", groups=(1337,)),  # supplementary groups do not count
+            # T8: calls to the own pod
+            Row(APP, "pod", APPLICATION, "application"),
+            Row(APP, "lo", APPLICATION, "application"),
+            Row(APP, "127.0.0.2", APPLICATION, "application", versions=(4,)),
+            Row(PROXY, "pod", APPLICATION, "inbound"),
+            Row(PROXY, "pod", TUNNEL, "tunnel"),
+            Row(PROXY, "lo", APPLICATION, "application"),
+            Row((1000, 1337), "pod", APPLICATION, "application"),
+            # T14: passthrough address
+            Row(PROXY, "127.0.0.6", APPLICATION, "inbound", versions=(4,)),
+            # T13: UDP is never redirected
+            Row(APP, "server", DNS, "resolver", udp=True),
+            outside("pod", APPLICATION, "inbound"),
+            outside("pod", SECOND, "inbound"),
+            outside("pod", TUNNEL, "tunnel"),  # T6
+        ),
+    ),
+    Case(
+        "several identities: later ones are shadowed (T9)",
+        ("-u", "3,4", "-g", "5", "-b", "*", "-i", "*"),
+        (
+            Row((3, 1000), "pod", APPLICATION, "inbound"),
+            Row((4, 1000), "pod", APPLICATION, "application"),
+            Row((1000, 5), "pod", APPLICATION, "application"),
+            Row((4, 1000), "server", APPLICATION, "server"),
+            Row((1000, 5), "server", APPLICATION, "server"),
+            Row(PROXY, "server", APPLICATION, "outbound"),
+        ),
+    ),
+    Case(
+        "an excluded range beats an included port (T1)",
+        ("-u", "1337", "-x", f"{SERVER[4]}/24,{SERVER[6]}/64", "-q", str(APPLICATION), "-i", ""),
+        (
+            Row(APP, "server", APPLICATION, "server"),
+            Row(APP, "other", APPLICATION, "outbound"),
+            Row(APP, "other", SECOND, "server second"),
+            outside("pod", APPLICATION, "application"),
+        ),
+    ),
+    Case(
+        "an excluded port beats everything, self-calls too (T1, T2)",
+        ("-u", "1337", "-i", "*", "-q", f"{APPLICATION}", "-o", f"{APPLICATION}", "-b", "*"),
+        (
+            Row(APP, "server", APPLICATION, "server"),
+            Row(PROXY, "pod", APPLICATION, "application"),
+            Row(PROXY, "pod", SECOND, "inbound"),
+        ),
+    ),
+    Case(
+        "inbound ports and ranges of them",
+        ("-u", "1337", "-b", f"{APPLICATION - 1}:{APPLICATION}", "-d", f"{APPLICATION}"),  # T5: -d is ignored
+        (
+            outside("pod", APPLICATION, "inbound"),
+            outside("pod", SECOND, "second"),
+            Row(APP, "server", APPLICATION, "server"),
+        ),
+    ),
+    Case(
+        "excluded inbound ports and ranges of them",
+        ("-u", "1337", "-b", "*", "-d", f"22,{APPLICATION - 1}:{APPLICATION}"),
+        (outside("pod", APPLICATION, "application"), outside("pod", SECOND, "inbound")),
+    ),
+    Case("nothing asked for, nothing captured (T4)", ("-u", "1337"), (Row(APP, "server", APPLICATION, "server"),)),
+    Case(
+        "a captured loopback address removes the exemption of lo (T12)",
+        ("-u", "1337", "-i", "127.1.2.3/32", "-b", "*"),
+        (
+            Row(APP, "127.1.2.3", APPLICATION, "outbound", versions=(4,)),
+            Row(APP, "lo", APPLICATION, "application"),
+        ),
+    ),
+    Case(
+        "included owner groups",
+        ("-u", "1337", "-i", "*"),
+        (
+            Row((1000, 2001), "server", APPLICATION, "outbound"),
+            Row((1000, 2000), "server", APPLICATION, "outbound"),
+            Row(APP, "server", APPLICATION, "server"),
+        ),
+        {"ISTIO_OUTBOUND_OWNER_GROUPS": "2000,2001"},
+    ),
+    Case(
+        "excluded owner groups",
+        ("-u", "1337", "-i", "*", "--redirect-dns"),
+        (
+            Row((1000, 2001), "server", APPLICATION, "server"),
+            Row((1000, 2001), "server", DNS, "resolver", udp=True),
+            Row(APP, "server", APPLICATION, "outbound"),
+            Row(APP, "server", DNS, "dns proxy", udp=True),
+        ),
+        {"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2001"},
+    ),
+    Case(
+        "an excluded interface is exempt in both directions (T16)",
+        (*EVERYTHING, "-c", "eth0,absent0"),
+        (Row(APP, "server", APPLICATION, "server"), outside("pod", APPLICATION, "application")),
+    ),
+    Case(
+        "what comes in by a virtual interface is outbound (T15)",
+        ("-u", "1337", "-b", "*", "-k", "eth0", "-i", f"{SERVER[4]}/24,{SERVER[6]}/64"),
+        (outside("pod", APPLICATION, "outbound"),),
+    ),
+    Case(
+        "DNS to the resolvers of resolv.conf (T10, T11)",
+        (*EVERYTHING, "--redirect-dns"),
+        (
+            Row(APP, "server", DNS, "dns proxy", udp=True),
+            Row(APP, "server", DNS, "dns proxy tcp"),
+            Row(APP, "other", DNS, "other resolver", udp=True),
+            Row(APP, "other", DNS, "outbound"),
+            Row(PROXY, "server", DNS, "resolver", udp=True),
+            Row(PROXY, "server", DNS, "server dns"),
+            Row(PROXY, "pod", APPLICATION, "inbound"),
+        ),
+    ),
+    Case(
+        "all DNS",
+        (*EVERYTHING, "--redirect-dns", "--capture-all-dns"),
+        (
+            Row(APP, "server", DNS, "dns proxy", udp=True),
+            Row(APP, "other", DNS, "dns proxy", udp=True),
+            Row(APP, "lo", DNS, "dns proxy", udp=True),
+            Row(APP, "pod", DNS, "dns proxy", udp=True),
+            Row(APP, "other", DNS, "dns proxy tcp"),
+            Row(PROXY, "other", DNS, "other resolver", udp=True),
+        ),
+    ),
+    Case(
+        "other ports",
+        ("-u", "1337", "-b", "*", "-i", "*", "-p", str(TUNNEL), "-z", str(PROXY_OUT), "-e", str(PROXY_IN)),
+        (
+            Row(APP, "server", APPLICATION, "tunnel"),
+            outside("pod", APPLICATION, "outbound"),
+            outside("pod", PROXY_IN, "inbound"),
+        ),
+    ),
+    Case(
+        "TPROXY",
+        ("-m", "TPROXY", "-u", "1337", "-b", "*", "-i", "*", "-d", str(SECOND)),
+        (
+            outside("pod", APPLICATION, "inbound"),
+            outside("pod", SECOND, "second"),
+            outside("pod", TUNNEL, "inbound"),  # T6
+            Row(APP, "server", APPLICATION, "outbound"),
+            Row(PROXY, "server", APPLICATION, "server"),
+            Row(APP, "pod", APPLICATION, "application"),
+            Row(APP, "lo", APPLICATION, "application"),
+            Row(PROXY, "pod", APPLICATION, "inbound"),
+        ),
+    ),
+    Case(
+        "TPROXY with ports, INVALID packets dropped",
+        ("-m", "TPROXY", "-u", "1337", "-b", f"{APPLICATION}", "-i", "*", "-t", "77", "-r", "177", "--drop-invalid"),
+        (outside("pod", APPLICATION, "inbound"), outside("pod", SECOND, "second")),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     require()
     require_python(1000)
-    with Namespace() as pod, Namespace() as server:
-        pod.connect(server, "eth0", [f"{POD}/24"], [f"{REMOTE}/24"])
-        pod.ip("route", "add", "default", "via", REMOTE)
-        server.ip("address", "add", f"{OTHER_REMOTE}/32", "dev", "lo")
-        world = World(pod)
-        try:
-            world.listen("application", pod, "0.0.0.0", APPLICATION)
-            world.listen("proxy outbound", pod, "0.0.0.0", PROXY_OUT)
-            world.listen("proxy inbound", pod, "0.0.0.0", PROXY_IN)
-            world.listen("tunnel", pod, "0.0.0.0", TUNNEL)
-            world.listen("server", server, "0.0.0.0", APPLICATION)
-            world.listen("server other port", server, "0.0.0.0", ANY_PORT)
-            yield world
-        finally:
-            for listener in world.listeners.values():
-                listener.close()
+    with Namespace() as pod, Namespace() as server, World(pod, server) as world:
+        pod.resolv_conf(f"nameserver {SERVER[4]}\nnameserver {SERVER[6]}\n")
+        yield world
 
 
-def installed(world: World, *arguments: str) -> None:
-    done = world.pod.python("-m", "init", "--reconcile", *arguments)
+def installed(world: World, backend: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    argv = ("--reconcile", "--dual-stack", "--backend", backend, *arguments)
+    done = world.pod.python("-m", "init", *argv, env=env)
     assert done.returncode == 0, done.stderr
 
 
-def test_captured_traffic_keeps_its_destination_and_the_proxy_is_exempt(world: World) -> None:
-    installed(world, "-u", "1337", "-b", "*", "-i", "*")
-    app, proxy = (1000, 1000), (1337, 1337)
-    assert world.arrives(*app, REMOTE, APPLICATION) == ("proxy outbound", REMOTE, APPLICATION)
-    assert world.arrives(*app, OTHER_REMOTE, ANY_PORT) == ("proxy outbound", OTHER_REMOTE, ANY_PORT)
-    assert world.arrives(*proxy, REMOTE, APPLICATION) == ("server", REMOTE, APPLICATION)
-    assert world.arrives(1000, 1337, REMOTE, APPLICATION) == ("server", REMOTE, APPLICATION)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_packets_land(world: World, backend: str, case: Case) -> None:
+    installed(world, backend, *case.argv, env=case.env)
+    for row in case.rows:
+        for version in row.versions:
+            to = WHERE[row.where][version] if row.where in WHERE else row.where
+            found = world.sends(to, row.port, who=row.who, udp=row.udp, outside=row.outside, groups=row.groups)
+            assert (found.name if found else None) == row.lands, (row, to)
+            if found and found.name in ("outbound", "inbound"):
+                assert found.destination == (to, row.port)  # the proxy learns where it was going
 
 
-def test_calls_within_the_pod(world: World) -> None:
-    installed(world, "-u", "1337", "-b", "*", "-i", "*")
-    for own in (POD, "127.0.0.1", "127.0.0.2"):
-        assert world.arrives(1000, 1000, own, APPLICATION)[0] == "application"
-    assert world.arrives(1337, 1337, POD, APPLICATION) == ("proxy inbound", POD, APPLICATION)
-    assert world.arrives(1337, 1337, POD, TUNNEL)[0] == "tunnel"
-    assert world.arrives(1000, 1337, POD, APPLICATION)[0] == "application"
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tproxy_keeps_the_address_of_the_client_up_to_the_application(world: World, backend: str) -> None:
+    installed(world, backend, "-m", "TPROXY", "-u", "1337", "-b", "*", "-i", "*")
+    for version, address in SERVER.items():
+        to = WHERE["pod"][version]
+        arrived = world.sends(to, APPLICATION, outside=True)
+        assert arrived and (arrived.name, arrived.client) == ("inbound", address)
+        # The proxy goes on to the application with that address and the mark; the replies find the proxy again.
+        arrived = world.sends(to, APPLICATION, who=TPROXY_PROXY, source=address, mark=1337)
+        assert arrived and (arrived.name, arrived.client) == ("application", address)
 
 
-def test_only_the_first_uid_calls_itself_through_the_proxy(world: World) -> None:
-    installed(world, "-u", "3,4", "-g", "5", "-b", "*", "-i", "*")
-    assert world.arrives(3, 1000, POD, APPLICATION)[0] == "proxy inbound"
-    assert world.arrives(4, 1000, POD, APPLICATION)[0] == "application"
-    assert world.arrives(1000, 5, POD, APPLICATION)[0] == "application"
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("argv", [(), ("--capture-all-dns",)], ids=["resolvers", "all"])
+def test_queries_of_proxy_and_application_from_one_port_are_not_one_connection(
+    world: World, backend: str, argv: tuple[str, ...]
+) -> None:
+    """Conntrack zones: the same source port, resolver and protocol, yet two conversations."""
+    installed(world, backend, *EVERYTHING, "--redirect-dns", *argv)
+    for version, address in SERVER.items():
+        for attempt in range(2):
+            port = 40_000 + version * 10
+            assert world.sends(address, DNS, udp=True, sport=port, who=APP).name == "dns proxy", attempt  # type: ignore[union-attr]
+            assert world.sends(address, DNS, udp=True, sport=port, who=PROXY).name == "resolver", attempt  # type: ignore[union-attr]
 
 
-def test_excluded_ranges_beat_included_ports(world: World) -> None:
-    installed(world, "-u", "1337", "-x", "10.9.9.0/24", "-q", str(APPLICATION), "-i", "")
-    app = (1000, 1000)
-    assert world.arrives(*app, REMOTE, APPLICATION)[0] == "server"
-    assert world.arrives(*app, OTHER_REMOTE, APPLICATION)[0] == "proxy outbound"
-    assert world.arrives(*app, OTHER_REMOTE, ANY_PORT)[0] == "server other port"
-
-
-def test_excluded_ports_beat_everything(world: World) -> None:
-    installed(world, "-u", "1337", "-i", "*", "-q", str(APPLICATION), "-o", str(APPLICATION), "-b", "*")
-    assert world.arrives(1000, 1000, REMOTE, APPLICATION)[0] == "server"
-    assert world.arrives(1337, 1337, POD, APPLICATION)[0] == "application"
-
-
-def test_inbound_ports(world: World) -> None:
-    from_outside = Namespace()
-    with from_outside:
-        from_outside.connect(world.pod, "eth1", ["10.7.7.2/24"], ["10.7.7.1/24"])
-        outside = World(from_outside, world.listeners)
-        installed(world, "-u", "1337", "-b", "*", "-d", str(ANY_PORT))
-        assert outside.arrives(0, 0, "10.7.7.1", APPLICATION) == ("proxy inbound", "10.7.7.1", APPLICATION)
-        assert outside.arrives(0, 0, "10.7.7.1", TUNNEL)[0] == "tunnel"
-        installed(world, "-u", "1337", "-b", "*", "-d", f"22,{APPLICATION - 1}:{APPLICATION}")
-        assert outside.arrives(0, 0, "10.7.7.1", APPLICATION)[0] == "application"
-        installed(world, "-u", "1337", "-b", str(ANY_PORT))
-        assert outside.arrives(0, 0, "10.7.7.1", APPLICATION)[0] == "application"
-        assert outside.arrives(0, 0, "10.7.7.1", ANY_PORT) == ("proxy inbound", "10.7.7.1", ANY_PORT)
-
-
-def test_a_captured_loopback_range_also_captures_calls_to_it(world: World) -> None:
-    installed(world, "-u", "1337", "-i", "127.1.2.3/32", "-b", "*")
-    assert world.arrives(1000, 1000, "127.1.2.3", APPLICATION) == ("proxy outbound", "127.1.2.3", APPLICATION)
-    assert world.arrives(1000, 1000, "127.0.0.1", APPLICATION)[0] == "application"
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_dual_stack_ipv6_is_left_alone(world: World, backend: str) -> None:
+    """T25: rules of nft that name no family would capture it."""
+    installed(world, backend, *EVERYTHING, "--redirect-dns", "--dual-stack=false")
+    assert world.sends(SERVER[4], APPLICATION).name == "outbound"  # type: ignore[union-attr]
+    assert world.sends(SERVER[6], APPLICATION).name == "server"  # type: ignore[union-attr]
+    assert world.sends(WHERE["pod"][6], APPLICATION, outside=True).name == "application"  # type: ignore[union-attr]
+    assert world.sends(WHERE["pod"][6], APPLICATION, who=PROXY).name == "application"  # type: ignore[union-attr]
+    assert world.sends(SERVER[6], DNS, udp=True).name == "resolver"  # type: ignore[union-attr]

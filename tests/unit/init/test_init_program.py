@@ -12,6 +12,7 @@ import pytest
 
 import init.cli
 import init.lock
+import init.settings
 from init.errors import KernelError, UsageError
 from init.flags import resolve
 from init.lock import namespace_lock
@@ -23,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def _one_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(init.cli, "local_addresses", lambda: [ipaddress.ip_address("10.10.0.41")])
+    monkeypatch.setattr(init.settings, "_addresses", lambda: [ipaddress.ip_address("10.10.0.41")])
     monkeypatch.delenv("DRY_RUN_FILE_PATH", raising=False)
 
 
@@ -60,7 +61,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--log_output_level=default:loud"], 255, "Error: --log_output_level: 'default:loud' is not a log level"),
         (["--log_target=/nonexistent/x"], 255, "Error: --log_target: cannot append to '/nonexistent/x'"),
         (["--vklog=x"], 255, "Error: --vklog: 'x' is not a whole number"),
-        (["-b", "http"], 255, "\terror\t--istio-inbound-ports (-b): 'http' is not a port"),
+        (["-b", "http"], 1, "\terror\t--istio-inbound-ports (-b): 'http' is not a port"),
         (["--help=perhaps"], 255, "--help (-h): 'perhaps' is not a boolean"),
     ],
 )

@@ -284,11 +284,13 @@ def test_without_an_address_nothing_is_done(addresses: list[str]) -> None:
     assert error.exit_code == 1
     assert "no valid local IP address found" in error.lines[0]
     assert settings("--cleanup-only", "--dual-stack", addresses=addresses).cleanup_only
-    assert settings("--skip-rule-apply", "--run-validation", addresses=addresses).run_validation
+    assert settings("--skip-rule-apply", addresses=addresses).skip_rule_apply
 
 
 def test_name_servers() -> None:
-    text = "search x\nnameserver 10.0.0.1 extra\n nameserver fd00::a\nnameserver\nnameserver x\nnameserver fe80::1%eth0\n"
+    text = (
+        "search x\nnameserver 10.0.0.1 extra\n nameserver fd00::a\nnameserver\nnameserver x\nnameserver fe80::1%eth0\n"
+    )
     found = settings("--redirect-dns", resolv_conf=text, addresses=DUAL_POD)
     assert [str(server) for server in found.dns_servers] == ["10.0.0.1", "fd00::a"]
     assert any("'x' is not an address" in warning for warning in found.warnings)
@@ -316,7 +318,11 @@ def test_name_servers() -> None:
         (("--redirect-dns", "-o", "53"), {}, "excludes port 53"),
         (("--capture-all-dns",), {}, "has no effect without --redirect-dns"),
         (("-m", "TPROXY", "-t", "1338"), {}, "1338 is also the fixed mark"),
-        ((), {"environ": {"ISTIO_OUTBOUND_OWNER_GROUPS": "1", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2"}}, "no effect"),
+        (
+            (),
+            {"environ": {"ISTIO_OUTBOUND_OWNER_GROUPS": "1", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2"}},
+            "no effect",
+        ),
     ],
 )
 def test_what_is_easily_not_meant_is_said(argv: tuple[str, ...], world: dict[str, object], said: str) -> None:

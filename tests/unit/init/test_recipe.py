@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from init_worlds import DUAL_POD, GROUPS, IPV4_POD, IPV6_POD, plan
 
 from init.iptables_text import document, installation
 from init.rules import Version
-
-from init_worlds import DUAL_POD, GROUPS, IPV4_POD, IPV6_POD, plan
 
 FILE = Path(__file__).with_name("golden_iptables.txt")
 LOOPBACK, PASSTHROUGH = {4: "127.0.0.1/32", 6: "::1/128"}, {4: "127.0.0.6/32", 6: "::6/128"}
@@ -33,7 +32,9 @@ class Case:
 
     @property
     def argv(self) -> list[str]:
-        flags = [part for part in self.wishes.split(";")[0].split(" ") if part and not re.match(r"[A-Z_]+=|groups", part)]
+        flags = [
+            part for part in self.wishes.split(";")[0].split(" ") if part and not re.match(r"[A-Z_]+=|groups", part)
+        ]
         words = shlex.split(" ".join(flags).replace("*", "'*'").partition("(base")[0])
         return [word for word in words if not word.startswith("exclude=")]
 
