@@ -16,7 +16,7 @@ RUN /opt/pysidecar/bin/pip install --no-cache-dir -c /src/constraints.txt hatchl
 
 FROM debian:12-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 iptables ca-certificates \
+ && apt-get install -y --no-install-recommends python3 iptables nftables ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1337 istio-proxy \
  && useradd --uid 1337 --gid 1337 --no-create-home --home-dir / --shell /usr/sbin/nologin istio-proxy \

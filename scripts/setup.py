@@ -65,6 +65,7 @@ PURPOSES = {
     "bench": Purpose(
         frozenset({"bench"}),
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
+        {**CAPTURE, "nft": "nftables"},
         in_checkout=True,
     ),
 }

@@ -373,6 +373,13 @@ def test_few_processes_are_started(pod: Namespace, tmp_path: Path) -> None:
     calls.write_text("")
     assert install(pod, *FULL, env=path)[0] == 0
     assert calls.read_text().split() == ["iptables-nft-save"]
+    assert clean(pod)[0] == 0
+    pod.ip("-6", "address", "add", "fd00:10::41/64", "dev", "eth0", "nodad")
+    dual = (*FULL, "-m", "TPROXY", "--dual-stack", "--redirect-dns", "--capture-all-dns")
+    restore(pod, FOREIGN, "iptables-legacy")  # which are looked into, and used, too
+    calls.write_text("")
+    assert install(pod, *dual, env=path)[0] == 0
+    assert len(calls.read_text().split()) <= 8
 
 
 HOLD = """
