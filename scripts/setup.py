@@ -58,7 +58,9 @@ class Purpose:
 PURPOSES = {
     "demo": Purpose(commands={"curl": "curl"}, root_commands=CAPTURE),
     "lint": Purpose(frozenset({"lint"})),
-    "test": Purpose(frozenset({"lint", "test"}), {"curl": "curl"}, {**CAPTURE, "nft": "nftables"}),
+    "test": Purpose(
+        frozenset({"lint", "test"}), {"curl": "curl", "promtool": "prometheus"}, {**CAPTURE, "nft": "nftables"}
+    ),
     "bench": Purpose(
         frozenset({"bench"}),
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
