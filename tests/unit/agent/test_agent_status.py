@@ -1,9 +1,12 @@
 """The status server: routes, readiness, and clients that mean no good."""
 
 import asyncio
+import gzip
+import json
 import re
 import socket
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,12 +14,14 @@ import pytest
 
 from agent.admin import Admin, AdminError
 from agent.errors import AgentError
-from agent.status import http_server
+from agent.status import compression, http_server
 from agent.status.http_server import HttpServer, Reply, Request
-from agent.status.readiness import Readiness
-from agent.status.server import StatusServer
+from agent.status.options import StatusOptions
+from agent.status.readiness import KEPT_S, Readiness
+from agent.status.server import Hooks, StatusServer
 
 GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST_GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
 async def echo(request: Request) -> Reply:
@@ -152,10 +157,10 @@ def test_busy_connections_are_never_dropped_for_new_ones(monkeypatch: pytest.Mon
 
     async def play(server: HttpServer) -> None:
         loop = asyncio.get_running_loop()
-        busy = [loop.create_task(talk(server, GET, eof=True)) for _ in range(2)]
+        busy = [loop.create_task(talk(server, LAST_GET)) for _ in range(2)]
         await started.acquire()
         await started.acquire()
-        assert await talk(server, GET) in (b"", b"reset")
+        assert await talk(server, LAST_GET) in (b"", b"reset")
         release.set()
         assert [statuses(await each) for each in busy] == [[200], [200]]
 
@@ -199,7 +204,7 @@ def test_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
 
         async def run() -> None:
-            await StatusServer(readiness(FakeAdmin({})), lambda: None).start(port)
+            await StatusServer(StatusOptions(port), readiness(FakeAdmin({})), Called().hooks()).start()
 
         with pytest.raises(AgentError, match=rf"listen on port {port} \(statusPort\): Address already in use"):
             asyncio.run(run())
@@ -228,8 +233,32 @@ class FakeAdmin(Admin):
         return self.live
 
 
-def readiness(admin: FakeAdmin, awaits: tuple[str, ...] = ()) -> Readiness:
-    return Readiness(admin, awaits, time.monotonic())
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Called:
+    """Hooks that note what was called."""
+
+    def __init__(self, drain_error: AgentError | None = None) -> None:
+        self.names: list[str] = []
+        self.drain_error = drain_error
+
+    def hooks(self, **more: Any) -> Hooks:
+        return Hooks(quit=lambda: self.names.append("quit"), drain=self._drain, **more)
+
+    async def _drain(self) -> None:
+        self.names.append("drain")
+        if self.drain_error is not None:
+            raise self.drain_error
+
+
+def readiness(admin: FakeAdmin, awaits: tuple[str, ...] = (), **more: Any) -> Readiness:
+    return Readiness(admin, awaits, time.monotonic(), **more)
 
 
 LIVE = {"server.state": 0, "listener_manager.workers_started": 1}
@@ -240,19 +269,33 @@ UPDATES = {"cluster_manager.cds.update_success": 1, "listener_manager.lds.update
     ("awaits", "stats", "live", "reason"),
     [
         ((), LIVE, False, ""),
-        ((), {**LIVE, "server.state": 3}, False, "server state is INITIALIZING"),
-        ((), {**LIVE, "server.state": 9}, False, "server state is 9"),
-        ((), {**LIVE, "listener_manager.workers_started": 0}, False, "workers have not started"),
+        ((), {**LIVE, "server.state": 3}, False, "server is not live, current state is: INITIALIZING"),
+        ((), {**LIVE, "server.state": 9}, False, "server is not live, current state is: 9"),
+        ((), {**LIVE, "listener_manager.workers_started": 0}, False, "workers have not yet started"),
         ((), {}, True, ""),  # statistics left out by the file: /ready decides
         ((), {}, False, "does not answer /ready with 200"),
         ((), AdminError("refused"), False, "refused"),
         (("cds", "lds"), {**LIVE, **UPDATES}, False, ""),
-        (("cds", "lds"), LIVE, True, "cds updates: not received, lds updates: not received"),
+        (
+            ("cds", "lds"),
+            LIVE,
+            True,
+            "config not received from XDS server (is Istiod running?): cds updates: 0 successful, 0 rejected; "
+            "lds updates: 0 successful, 0 rejected",
+        ),
+        (
+            ("cds", "lds"),
+            {**LIVE, "cluster_manager.cds.update_success": 7},
+            True,
+            "config not fully received from XDS server: cds updates: 7 successful, 0 rejected; "
+            "lds updates: 0 successful, 0 rejected",
+        ),
         (
             ("cds", "lds"),
             {**LIVE, "cluster_manager.cds.update_success": 1, "listener_manager.lds.update_rejected": 2},
             True,
-            "cds updates: received, lds updates: rejected 2 times",
+            "config received from XDS server, but was rejected: cds updates: 1 successful, 0 rejected; "
+            "lds updates: 0 successful, 2 rejected",
         ),
         (("lds",), {**LIVE, "listener_manager.lds.update_success": 1}, False, ""),
     ],
@@ -264,7 +307,9 @@ def test_readiness(
     assert asyncio.run(checks.check()) is (reason == "")
     out = capfd.readouterr().out
     assert reason in out
-    assert ("The proxy is ready (" in out) == (reason == "")
+    assert ("Envoy proxy is ready" in out) == (reason == "")
+    assert ("Envoy proxy is NOT ready: " in out) == (reason != "")
+    assert (checks.ready_after_s is not None) == checks.was_ready == (reason == "")
 
 
 def test_readiness_passes_once_and_for_all() -> None:
@@ -299,16 +344,78 @@ def test_a_flood_of_probes_is_one_check() -> None:
 
 def test_the_same_reason_is_logged_once(capfd: pytest.CaptureFixture[str]) -> None:
     admin = FakeAdmin(AdminError("refused"))
-    checks = readiness(admin)
+    clock = Clock()
+    checks = readiness(admin, now=clock)
 
     async def run() -> None:
         for _ in range(5):
             assert not await checks.check()
+            clock.now += 1
         admin.answer = {**LIVE, "server.state": 2}
         assert not await checks.check()
 
     asyncio.run(run())
-    assert capfd.readouterr().out.count("not ready") == 2
+    assert capfd.readouterr().out.count("NOT ready") == 2
+
+
+def test_a_failure_is_the_answer_for_a_moment() -> None:
+    """However many ask while the proxy starts, its admin port is asked 1/KEPT_S times a second."""
+    admin = FakeAdmin(AdminError("refused"))
+    clock = Clock()
+    checks = readiness(admin, now=clock)
+
+    async def run() -> None:
+        for _ in range(1000):
+            assert not await checks.check()
+            clock.now += 0.001
+        assert len(admin.asked) <= 1 / KEPT_S + 1
+        admin.answer = LIVE
+        clock.now += KEPT_S
+        assert await checks.check()
+        asked = len(admin.asked)
+        for _ in range(1000):
+            assert await checks.check()
+        assert len(admin.asked) == asked
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (None, "gRPC bootstrap {path}: No such file"),
+        ("{", "gRPC bootstrap {path} is not JSON"),
+        ("[" * 100_000, "gRPC bootstrap {path} is not JSON"),
+        ("[]", ""),
+        ('{"certificate_providers": {"default": {"plugin_name": "other", "config": {"private_key_file": "/no"}}}}', ""),
+        (
+            '{"certificate_providers": {"default": {"plugin_name": "file_watcher", "config": '
+            '{"certificate_file": "/", "private_key_file": "/no/key.pem", "ca_certificate_file": "/no/root.pem"}}}}',
+            "certificate provider default: private_key_file /no/key.pem does not exist",
+        ),
+    ],
+)
+def test_grpc_bootstrap(document: str | None, reason: str, tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpc-bootstrap.json"
+    if document is not None:
+        path.write_text(document)
+    checks = readiness(FakeAdmin(LIVE), grpc_bootstrap=str(path))
+    assert asyncio.run(checks.check()) is (reason == "")
+    assert reason.format(path=path) in capfd.readouterr().out
+
+
+def test_name_table(capfd: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    arrived = [False, True]
+    checks = readiness(FakeAdmin(LIVE), has_name_table=lambda: arrived.pop(0), now=clock)
+
+    async def run() -> None:
+        assert not await checks.check()
+        assert "DNS lookup table is not ready yet" in capfd.readouterr().out
+        clock.now += 1
+        assert await checks.check()
+
+    asyncio.run(run())
 
 
 def test_shut_down_while_a_check_is_under_way() -> None:
@@ -327,23 +434,163 @@ def test_shut_down_while_a_check_is_under_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "quits"),
+    ("request_", "status", "called"),
     [
-        (Request("GET", "/healthz/ready", "10.0.0.1"), 200, 0),
-        (Request("POST", "/healthz/ready", "10.0.0.1"), 200, 0),
-        (Request("POST", "/quitquitquit", "127.0.0.1"), 200, 1),
-        (Request("POST", "/quitquitquit", "127.0.0.6"), 200, 1),
-        (Request("POST", "/quitquitquit", "::1"), 200, 1),
-        (Request("POST", "/quitquitquit", "10.0.0.1"), 403, 0),
-        (Request("GET", "/quitquitquit", "10.0.0.1"), 403, 0),
-        (Request("GET", "/quitquitquit", "127.0.0.1"), 405, 0),
-        (Request("GET", "/", "127.0.0.1"), 404, 0),
-        (Request("POST", "/drain", "127.0.0.1"), 404, 0),
-        (Request("GET", "/healthz/ready/", "127.0.0.1"), 404, 0),
+        (Request("GET", "/healthz/ready", "10.0.0.1"), 200, ""),
+        (Request("POST", "/healthz/ready", "10.0.0.1"), 200, ""),
+        (Request("GET", "/healthz/ready/", "127.0.0.1"), 404, ""),
+        (Request("GET", "/", "127.0.0.1"), 404, ""),
+        (Request("POST", "/quitquitquit", "127.0.0.1"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "127.0.0.6"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "::1"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "10.0.0.1"), 403, ""),
+        (Request("GET", "/quitquitquit", "10.0.0.1"), 403, ""),
+        (Request("GET", "/quitquitquit", "127.0.0.1"), 405, ""),
+        (Request("POST", "/drain", "127.0.0.1"), 200, "drain"),
+        (Request("POST", "/drain", "fe80::1"), 403, ""),
+        (Request("PUT", "/drain", "::1"), 405, ""),
+        (Request("GET", "/app-health/app/livez", "10.0.0.1"), 400, ""),
+        (Request("GET", "/app-lifecycle/app/prestopz", "10.0.0.1"), 400, ""),
+        (Request("GET", "/stats/prometheus", "10.0.0.1"), 200, ""),
+        (Request("POST", "/metrics", "10.0.0.1"), 200, ""),
+        (Request("GET", "/debug/drain", "10.0.0.1"), 403, ""),
+        (Request("GET", "/debug/nothing", "10.0.0.1"), 403, ""),
+        (Request("GET", "/debug/drain", "::1"), 200, ""),
+        (Request("GET", "/debug/ndsz", "::1"), 404, ""),
+        (Request("GET", "/debug/pprof/", "::1"), 200, ""),
+        (Request("GET", "/debug/pprof/cmdline", "::1"), 200, ""),
+        (Request("GET", "/debug/pprof/profile", "::1"), 404, ""),
+        (Request("GET", "/debug/pprof/x", "::1"), 404, ""),
+        (Request("GET", "/debug/nothing", "::1"), 404, ""),
     ],
 )
-def test_routes(request_: Request, status: int, quits: int) -> None:
-    called: list[None] = []
-    server = StatusServer(readiness(FakeAdmin(LIVE)), lambda: called.append(None))
+def test_routes(request_: Request, status: int, called: str) -> None:
+    calls = Called()
+    options = StatusOptions(15020, merge_proxy_stats=False)
+    server = StatusServer(options, readiness(FakeAdmin(LIVE)), calls.hooks())
     assert asyncio.run(server._answer(request_)).status == status
-    assert len(called) == quits
+    assert calls.names == ([called] if called else [])
+
+
+def answer(options: StatusOptions, hooks: Hooks, path: str, method: str = "GET", peer: str = "127.0.0.1") -> Reply:
+    server = StatusServer(options, readiness(FakeAdmin(LIVE)), hooks)
+    return asyncio.run(server._answer(Request(method, path, peer)))
+
+
+def test_a_drain_that_cannot_start_is_told() -> None:
+    reply = answer(StatusOptions(15020), Called(AgentError("no proxy yet")).hooks(), "/drain", "POST")
+    assert (reply.status, reply.body) == (503, b"the drain could not be started: no proxy yet\n")
+
+
+def test_metrics_for_this_host_only() -> None:
+    options = StatusOptions(15020, merge_proxy_stats=False, metrics_localhost_only=True)
+    assert answer(options, Called().hooks(), "/stats/prometheus", peer="10.0.0.1").status == 403
+    assert answer(options, Called().hooks(), "/metrics", peer="::1").status == 200
+
+
+def test_debug_pages() -> None:
+    options = StatusOptions(15020)
+    report = {"draining": True, "connections": [{"peer": "10.0.0.2:4711", "age_s": 3.5}]}
+    hooks = Called().hooks(drain_report=lambda: report, name_table=lambda: '{"table": {}}')
+    drain = answer(options, hooks, "/debug/drain")
+    assert (json.loads(drain.body), drain.content_type) == (report, "application/json")
+    assert json.loads(answer(options, Called().hooks(), "/debug/drain").body) == {"draining": False}
+    assert answer(options, hooks, "/debug/ndsz").body == b'{"table": {}}\n'
+    assert answer(options, Called().hooks(), "/debug/ndsz").body == b"{}\n"
+    stacks = answer(options, hooks, "/debug/pprof/goroutine").body.decode()
+    assert "task " in stacks and "thread " in stacks and "test_agent_status.py" in stacks
+    assert b"no Go program" in answer(options, hooks, "/debug/pprof/heap").body
+    assert answer(StatusOptions(15020, profiling=False), hooks, "/debug/pprof/").status == 404
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "size", "compressed"),
+    [
+        ("gzip", 2000, True),
+        ("br, GZIP;q=0.5", 2000, True),
+        ("*", 2000, True),
+        ("gzip", 100, False),
+        ("", 2000, False),
+        ("gzip;q=0", 2000, False),
+        ("gzip;q=0.000, *", 2000, False),
+        ("br", 2000, False),
+    ],
+)
+def test_compression(accept_encoding: str, size: int, compressed: bool) -> None:
+    body = (b"0123456789" * (size // 10 + 1))[:size]
+
+    async def big(_request: Request) -> Reply:
+        return Reply(200, body)
+
+    wire = f"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept-encoding: {accept_encoding}\r\n\r\n"
+    head, _, got = with_server(lambda server: talk(server, wire.encode()), big).partition(b"\r\n\r\n")
+    assert (b"content-encoding: gzip" in head) is compressed
+    assert (gzip.decompress(got) if compressed else got) == body
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"plain", "bad compressed body"),
+        (gzip.compress(b"x" * 1001), "larger than 1000 bytes"),
+        (gzip.compress(b"x" * 100_000_000, 1), "larger than 1000 bytes"),
+        (gzip.compress(b"x" * 1000)[:-9], "cut off"),
+    ],
+)
+def test_bad_compressed_bodies(data: bytes, message: str) -> None:
+    assert compression.decompress(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert compression.decompress(zlib.compress(b"x" * 1000), 1000) == b"x" * 1000
+    with pytest.raises(ValueError, match=message):
+        compression.decompress(data, 1000)
+
+
+def test_a_large_response_and_a_client_that_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"x" * 20_000_000
+
+    async def big(_request: Request) -> Reply:
+        return Reply(200, body)
+
+    answer = with_server(lambda server: talk(server, GET, eof=True), big)
+    assert answer.endswith(body)
+    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.05)
+
+    async def stall(server: HttpServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1000)
+        writer.write(GET)
+        await asyncio.wait({each.task for each in await accepted(server) if each.task})
+        writer.transport.abort()
+
+    with_server(stall, big)
+
+
+async def accepted(server: HttpServer) -> list[http_server._Connection]:
+    while not server._connections:
+        await asyncio.sleep(0)
+    return list(server._connections)
+
+
+def test_clients_that_stopped_waiting_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kubelet closes at its timeout; a hook that hangs must not hold a place for ever."""
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+    hang = asyncio.Event()
+    entered = 0
+
+    async def handler(request: Request) -> Reply:
+        nonlocal entered
+        if request.path == "/hang":
+            entered += 1
+            await hang.wait()
+        return Reply(200)
+
+    async def play(server: HttpServer) -> None:
+        for count in (1, 2):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n")
+            while entered < count:
+                await asyncio.sleep(0)
+            writer.close()
+        while not all(each.reader.at_eof() for each in server._connections):
+            await asyncio.sleep(0)
+        assert statuses(await talk(server, GET, eof=True)) == [200]
+
+    with_server(play, handler)
