@@ -1,6 +1,6 @@
 """What the agent must know of the proxy's configuration file. The file itself goes to the proxy untouched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,11 @@ def inspect(path: str, override: Mapping[str, Any] | None, warnings: list[str]) 
     except DocumentError as error:
         warnings.append(f"ProxyConfig customConfigFile: {path!r} is not readable as YAML or JSON here: {error}")
         return CustomConfig(("cds", "lds"), None)
-    if override:
-        documents.append(dict(override))
+    return inspect_documents([*documents, dict(override)] if override else documents)
+
+
+def inspect_documents(documents: Sequence[Mapping[str, Any]]) -> CustomConfig:
+    """The same for documents that have been read; the proxy merges the later over the earlier."""
     awaits = tuple(
         name
         for name, snake, camel in _SUBSCRIPTIONS
@@ -57,7 +60,10 @@ def read_override(path: str, host_ip: str) -> tuple[str, dict[str, Any]]:
         text = to_json(document, MAX_OVERRIDE) if document else ""
         if host_ip:
             address = f"[{host_ip}]" if ":" in host_ip else host_ip
-            text = text.replace("$(HOST_IP)", to_json(address, MAX_OVERRIDE)[1:-1])
+            address = to_json(address, MAX_OVERRIDE)[1:-1]
+            # Whoever put the brackets there already is not to get them twice.
+            text = text.replace("[$(HOST_IP)]", address if ":" in host_ip else f"[{address}]")
+            text = text.replace("$(HOST_IP)", address)
         if len(text) > MAX_OVERRIDE:
             raise DocumentError(f"larger than {MAX_OVERRIDE} characters as JSON")
         return text, document
