@@ -69,6 +69,8 @@ class Http2Exchange:
         """
         if not data:
             raise HttpError("connection closed before the response was complete")
+        if not self._received and data.startswith(b"HTTP/1"):
+            raise HttpError("the peer speaks HTTP/1, not HTTP/2")
         self._received += len(data)
         if self._received > self._max_body + _OVERHEAD:
             raise HttpError(f"the peer sent more than {self._max_body + _OVERHEAD} bytes")

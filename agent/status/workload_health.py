@@ -39,14 +39,14 @@ class WorkloadProbe:
 
 def parse_probe(document: Mapping[str, Any]) -> WorkloadProbe:
     """Raises ConfigError naming the field and what was expected."""
-    fields = object_fields(dict(document), _WHERE)
+    # In a ProxyConfig 0 and absent are the same.
+    fields = {name: value for name, value in object_fields(dict(document), _WHERE).items() if value != 0}
 
     def whole(name: str, default: int, low: int) -> int:
-        return number(fields, name, _WHERE, None if fields.get(name.lower()) else default, low, _MAX_S)
+        return number(fields, name, _WHERE, default, low, _MAX_S)
 
     return WorkloadProbe(
         parse_action(fields, _WHERE, ("httpGet", "tcpSocket", "exec", "grpc")),
-        # 0 and absent are the same in a ProxyConfig.
         whole("initialDelaySeconds", 0, 0),
         whole("timeoutSeconds", 1, 1),
         whole("periodSeconds", 10, 1),

@@ -592,5 +592,25 @@ def test_clients_that_stopped_waiting_make_room(monkeypatch: pytest.MonkeyPatch)
         while not all(each.reader.at_eof() for each in server._connections):
             await asyncio.sleep(0)
         assert statuses(await talk(server, GET, eof=True)) == [200]
+        hang.set()
 
     with_server(play, handler)
+
+
+def test_close_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSE_S", 0.01)
+    entered, never = asyncio.Event(), asyncio.Event()
+
+    async def hang(_request: Request) -> Reply:
+        entered.set()
+        await never.wait()
+        return Reply(200)
+
+    async def play(server: HttpServer) -> bytes:
+        loop = asyncio.get_running_loop()
+        client = loop.create_task(talk(server, GET))
+        await entered.wait()
+        await server.close()
+        return await client
+
+    assert statuses(with_server(play, hang)) == []
