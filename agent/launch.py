@@ -25,7 +25,7 @@ def _write_nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """`write` makes `made_files`, which whoever ends the proxy removes. It raises ConfigError. `run_as`: uid and gid."""
+    """`write` makes `made_files`, which whoever ends the proxy removes. Raises ConfigError. `run_as`: uid and gid."""
 
     command: ChildCommand | None  # None: DISABLE_ENVOY
     awaits: tuple[str, ...]  # which of cds and lds the proxy will receive
@@ -46,8 +46,9 @@ def plan(settings: AgentSettings, sockets: Sockets | None = None) -> Launched:
             settings.launch.bootstrap_override, settings.identity.host_ip
         )
     run_as = proxy_user(settings)
+    write, made_files = _write_nothing, tuple[str, ...]()
     if config.custom_config_file:
-        file, write, made_files = config.custom_config_file, _write_nothing, ()
+        file = config.custom_config_file
         found = custom_config.inspect(file, overriding, warnings)
     else:
         file = os.path.join(config.config_path, _FILE)

@@ -22,6 +22,7 @@ GLOBAL_FLAGS = (
     Flag("log_output_level", "", "least level that is logged, as level or scope:level,... (default default:info)"),
     Flag("log_stacktrace_level", "default:none", "least level that adds a stack trace, as scope:level,..."),
     Flag("log_caller", "", "scopes whose lines name the calling code, comma-separated"),
+    Flag("vklog", 0, "verbosity of the scope klog: above 0 its debug lines are logged"),
 )
 
 PROXY_FLAGS = (
@@ -77,6 +78,7 @@ class LogOptions:
     output_level: str
     stacktrace_level: str
     caller: str
+    klog_verbosity: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ def log_options(parsed: Parsed) -> LogOptions:
         output_level=parsed.text("log_output_level"),
         stacktrace_level=parsed.text("log_stacktrace_level"),
         caller=parsed.text("log_caller"),
+        klog_verbosity=parsed.integer("vklog"),
     )
 
 
