@@ -16,7 +16,7 @@ from agent.http.dial import LOCALHOST
 from agent.http.exchange import Budget, HttpError, Response
 from agent.http.redirect import LeavesHost, Place, follow
 from agent.metrics.annotations import Target
-from agent.metrics.exposition import BadDocument, Format, Reader
+from agent.metrics.exposition import BadDocument, Family, Format, Reader
 from agent.metrics.merge import Merger
 from agent.metrics.negotiate import OPENMETRICS, negotiate
 from agent.metrics.own import OwnMetrics
@@ -121,9 +121,15 @@ class MetricsPage:
         answers = await asyncio.gather(*asked)
         documents = [answer for answer in answers if answer is not None]
         page = _page_format([each.format for each in documents if each.kind == "application"], accepts.openmetrics)
+        read = [(document, families) for document in documents if (families := await self._read(document, page))]
+        for own in self._own_document():  # last, so that it tells of the failures of this scrape too
+            read.insert(0, (own, await self._read(own, page)))
         merger = Merger(page)
-        for document in (*self._own_document(), *documents):
-            await self._merge(merger, document, page)
+        for document, families in read:
+            for dropped, why in merger.add(families):
+                if dropped:
+                    self._dropped(document, dropped, why)
+                await asyncio.sleep(0)
         return Page(page.value, b"".join(merger.render()))
 
     def _own_document(self) -> Iterable[_Document]:
@@ -133,21 +139,17 @@ class MetricsPage:
             self._failed("agent", "the agent", repr(error))
             return ()
 
-    async def _merge(self, merger: Merger, document: _Document, page: Format) -> None:
-        """A document gets in as a whole or not at all."""
+    async def _read(self, document: _Document, page: Format) -> list[Family]:
+        """The families of a document; none when anything in it is bad: it gets in as a whole or not at all."""
         reader = Reader(document.format, page)
         try:
             for lines in _pieces(document.body):
                 reader.feed(lines)
                 await asyncio.sleep(0)
-            families = reader.families()
+            return list(reader.families())
         except BadDocument as error:
             self._failed(document.kind, document.source, f"bad metrics: {error}")
-            return
-        for dropped, why in merger.add(families):
-            if dropped:
-                self._dropped(document, dropped, why)
-            await asyncio.sleep(0)
+            return []
 
     async def _scrape(self, source: Source, accept: str, ask: Ask, budget: Budget) -> _Document | None:
         timeout_s = source_timeout_s(ask.timeout)
