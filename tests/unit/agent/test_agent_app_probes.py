@@ -5,8 +5,7 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,49 +22,9 @@ from agent.status.app_probes import AppProbes, copied_headers, host_header
 from agent.status.http_server import Reply, Request
 from agent.status.probe_documents import parse_app_probers
 from agent.status.prober import Prober
-from agent.status.workload_health import Threshold, WorkloadHealth, parse_probe
+from tests.unit.agent.status_tools import App, Stream, response, running
 
 PATH = "/app-health/app/livez"
-Stream = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class App:
-    """An application on a port of its own; notes the requests and from where they came."""
-
-    def __init__(self, play: Stream | bytes) -> None:
-        self._play = play
-        self.heads: list[str] = []
-        self.peers: list[str] = []
-        self.port = 0
-        self.open: list[asyncio.StreamWriter] = []
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.peers.append(writer.get_extra_info("peername")[0])
-        self.open.append(writer)
-        try:
-            if not isinstance(self._play, bytes):
-                await self._play(reader, writer)
-                return
-            while True:
-                self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
-                writer.write(self._play.replace(b"PORT", str(self.port).encode()))
-                if b"close" in self._play:
-                    writer.close()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-
-@asynccontextmanager
-async def running(app: App, tls: ssl.SSLContext | None = None) -> Any:
-    server = await asyncio.start_server(app.serve, "127.0.0.1", 0, ssl=tls)
-    app.port = server.sockets[0].getsockname()[1]
-    try:
-        yield app
-    finally:
-        server.close()
-        for writer in app.open:
-            writer.transport.abort()
-        await asyncio.sleep(0)
 
 
 def probes_for(action: dict[str, Any], prober: Prober, host: str = "127.0.0.1", **more: Any) -> AppProbes:
@@ -99,11 +58,6 @@ def probe(
             return reply, app
 
     return asyncio.run(run())
-
-
-def response(status: int, body: bytes = b"", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @pytest.mark.parametrize(
@@ -430,83 +384,3 @@ def test_grpc_to_an_http1_application(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_localhost_is_both_families() -> None:
     assert LOCALHOST == ("127.0.0.1", "::1")
-
-
-@pytest.mark.parametrize(
-    ("success", "failure", "results", "changes"),
-    [
-        (1, 1, "1101", "1.01"),
-        (2, 1, "110", ".10"),
-        (1, 3, "10010001", "1.....01"),
-        (1, 2, "00", ".0"),
-        (3, 3, "110111", ".....1"),
-    ],
-)
-def test_threshold(success: int, failure: int, results: str, changes: str) -> None:
-    threshold = Threshold(success, failure)
-    assert "".join(each if threshold.add(each == "1") else "." for each in results) == changes
-
-
-class Always:
-    """A readiness."""
-
-    def __init__(self, ready: bool) -> None:
-        self.ready = ready
-
-    async def check(self) -> bool:
-        return self.ready
-
-
-def check(document: dict[str, Any], ready: bool = True) -> str:
-    async def run() -> str:
-        return await WorkloadHealth(parse_probe(document), Always(ready), lambda *_: None).check()  # type: ignore[arg-type]
-
-    return asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        ({"exec": {"command": ["true"]}}, ""),
-        ({"exec": {"command": ["false"]}}, "false exited with 1"),
-        ({"exec": {"command": ["/no/such"]}}, "cannot run /no/such: No such file or directory"),
-        ({"tcpSocket": {"port": 1}}, "cannot connect to 127.0.0.1:1: Connection refused"),
-        ({"grpc": {"port": 1}}, "Connection refused"),
-        ({"httpGet": {"port": 1, "host": "127.0.0.1"}}, "Connection refused"),
-    ],
-)
-def test_workload_health(document: dict[str, Any], reason: str) -> None:
-    found = check(document)
-    assert reason in found and bool(found) == bool(reason)
-    assert check(document, ready=False) == "the proxy is not ready"
-
-
-def test_a_command_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid = tmp_path / "pid"
-    document = {"exec": {"command": ["sh", "-c", f"echo $$ > {pid}; exec sleep 1000"]}}
-    assert check(document) == "no answer within 1s"
-    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
-
-
-def test_workload_health_by_http() -> None:
-    async def run() -> tuple[list[tuple[bool, str]], App]:
-        reports: list[tuple[bool, str]] = []
-        changed = asyncio.Event()
-
-        def report(healthy: bool, message: str) -> None:
-            reports.append((healthy, message))
-            changed.set()
-
-        async with running(App(response(399))) as app:
-            document = {"httpGet": {"port": app.port, "httpHeaders": [{"name": "Host", "value": "h"}], "path": "/x"}}
-            health = WorkloadHealth(parse_probe(document), Always(True), report, instance_ip="127.0.0.1")  # type: ignore[arg-type]
-            health.start()
-            async with asyncio.timeout(60):
-                await changed.wait()
-            await health.close()
-            return reports, app
-
-    reports, app = asyncio.run(run())
-    assert reports == [(True, "")]
-    assert app.heads[0].startswith("GET /x HTTP/1.1\r\nhost: h\r\nuser-agent: istio-probe/1.0\r\n")
-    assert app.peers == ["127.0.0.6"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from agent.metrics.exposition import BadDocument, Format, Reader
 from agent.metrics.merge import Merger
+from tests.unit.agent.status_tools import promtool
 
 TEXT, OPEN = Format.TEXT, Format.OPENMETRICS
 
@@ -29,14 +28,6 @@ def merge(documents: Sequence[tuple[Format, str]], page: Format = TEXT) -> tuple
 
 def one(document: str, source: Format = TEXT, page: Format = TEXT) -> str:
     return merge([(source, document)], page)[0]
-
-
-def promtool(document: str) -> tuple[int, str]:
-    """1: not a document (a scraper refuses it); 3: it is, with names or types that are not good style; 0: all good."""
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (Debian package prometheus)")
-    done = subprocess.run(["promtool", "check", "metrics"], input=document.encode(), capture_output=True)
-    return done.returncode, (done.stdout + done.stderr).decode()
 
 
 AGENT = """\

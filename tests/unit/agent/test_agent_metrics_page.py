@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from agent.metrics.exposition import Format
 from agent.metrics.negotiate import negotiate
 from agent.metrics.own import OwnMetrics
 from agent.metrics.page import Ask, Busy, MetricsPage, Page, source_timeout_s
-from tests.unit.agent.test_agent_metrics_merge import promtool
+from tests.unit.agent.status_tools import Handler, Sources, hangs, promtool, says
 
 PROXY = "# TYPE envoy_x counter\nenvoy_x 1\n"
 APP = "# HELP app_total Text.\n# TYPE app_total counter\napp_total 2\n"
@@ -28,64 +27,6 @@ PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 )
-
-Handler = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
-
-
-def says(body: str | bytes, status: int = 200, *headers: str) -> Handler:
-    data = body.encode() if isinstance(body, str) else body
-
-    async def play(_head: str, writer: asyncio.StreamWriter) -> None:
-        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(data)}", *headers]
-        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
-
-    return play
-
-
-async def hangs(_head: str, writer: asyncio.StreamWriter) -> None:
-    await writer.drain()
-    await asyncio.Event().wait()
-
-
-class Sources:
-    """One server for each handler; requests are kept in `heads`, by index."""
-
-    def __init__(self, *handlers: Handler | None) -> None:
-        self._handlers = handlers
-        self.heads: list[list[str]] = [[] for _ in handlers]
-        self.ports: list[int] = []
-        self._servers: list[asyncio.Server] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> Sources:
-        for index, handler in enumerate(self._handlers):
-            server = await asyncio.start_server(self._serve(index, handler), "127.0.0.1", 0)
-            self.ports.append(server.sockets[0].getsockname()[1])
-            self._servers.append(server)
-            if handler is None:
-                server.close()  # a port where nobody listens any more
-        return self
-
-    def _serve(self, index: int, handler: Handler | None) -> Any:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert handler is not None and task is not None
-            self._tasks.add(task)
-            try:
-                self.heads[index].append((await reader.readuntil(b"\r\n\r\n")).decode())
-                await handler(self.heads[index][-1], writer)
-                writer.close()
-            finally:
-                writer.transport.abort()
-
-        return serve
-
-    async def __aexit__(self, *_: object) -> None:
-        for server in self._servers:
-            server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def scrape(

@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import re
 import socket
 import time
 import zlib
@@ -12,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from agent.admin import Admin, AdminError
 from agent.errors import AgentError
 from agent.status import compression, http_server
 from agent.status.http_server import HttpServer, Reply, Request
 from agent.status.options import StatusOptions
-from agent.status.readiness import KEPT_S, Readiness
+from agent.status.readiness import Readiness
 from agent.status.server import Hooks, StatusServer
+from tests.unit.agent.status_tools import LIVE, Called, FakeAdmin, statuses
 
 GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 LAST_GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -59,10 +58,6 @@ async def talk(server: HttpServer, *parts: bytes, eof: bool = False) -> bytes:
         return b"reset"
     finally:
         writer.transport.abort()
-
-
-def statuses(data: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", data)]
 
 
 @pytest.mark.parametrize(
@@ -210,227 +205,8 @@ def test_port_in_use_is_named() -> None:
             asyncio.run(run())
 
 
-class FakeAdmin(Admin):
-    """Answers from a mapping; counts what it is asked."""
-
-    def __init__(self, stats: dict[str, int] | Exception, live: bool = True) -> None:
-        super().__init__(("127.0.0.1",), 1)
-        self.answer = stats
-        self.live = live
-        self.asked: list[str] = []
-        self.gate: asyncio.Event | None = None
-
-    async def stats(self, pattern: str, timeout_s: float) -> dict[str, int]:
-        self.asked.append(pattern)
-        if self.gate:
-            await self.gate.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    async def is_live(self, timeout_s: float) -> bool:
-        self.asked.append("/ready")
-        return self.live
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Called:
-    """Hooks that note what was called."""
-
-    def __init__(self, drain_error: AgentError | None = None) -> None:
-        self.names: list[str] = []
-        self.drain_error = drain_error
-
-    def hooks(self, **more: Any) -> Hooks:
-        return Hooks(quit=lambda: self.names.append("quit"), drain=self._drain, **more)
-
-    async def _drain(self) -> None:
-        self.names.append("drain")
-        if self.drain_error is not None:
-            raise self.drain_error
-
-
 def readiness(admin: FakeAdmin, awaits: tuple[str, ...] = (), **more: Any) -> Readiness:
     return Readiness(admin, awaits, time.monotonic(), **more)
-
-
-LIVE = {"server.state": 0, "listener_manager.workers_started": 1}
-UPDATES = {"cluster_manager.cds.update_success": 1, "listener_manager.lds.update_success": 1}
-
-
-@pytest.mark.parametrize(
-    ("awaits", "stats", "live", "reason"),
-    [
-        ((), LIVE, False, ""),
-        ((), {**LIVE, "server.state": 3}, False, "server is not live, current state is: INITIALIZING"),
-        ((), {**LIVE, "server.state": 9}, False, "server is not live, current state is: 9"),
-        ((), {**LIVE, "listener_manager.workers_started": 0}, False, "workers have not yet started"),
-        ((), {}, True, ""),  # statistics left out by the file: /ready decides
-        ((), {}, False, "does not answer /ready with 200"),
-        ((), AdminError("refused"), False, "refused"),
-        (("cds", "lds"), {**LIVE, **UPDATES}, False, ""),
-        (
-            ("cds", "lds"),
-            LIVE,
-            True,
-            "config not received from XDS server (is Istiod running?): cds updates: 0 successful, 0 rejected; "
-            "lds updates: 0 successful, 0 rejected",
-        ),
-        (
-            ("cds", "lds"),
-            {**LIVE, "cluster_manager.cds.update_success": 7},
-            True,
-            "config not fully received from XDS server: cds updates: 7 successful, 0 rejected; "
-            "lds updates: 0 successful, 0 rejected",
-        ),
-        (
-            ("cds", "lds"),
-            {**LIVE, "cluster_manager.cds.update_success": 1, "listener_manager.lds.update_rejected": 2},
-            True,
-            "config received from XDS server, but was rejected: cds updates: 1 successful, 0 rejected; "
-            "lds updates: 0 successful, 2 rejected",
-        ),
-        (("lds",), {**LIVE, "listener_manager.lds.update_success": 1}, False, ""),
-    ],
-)
-def test_readiness(
-    awaits: tuple[str, ...], stats: Any, live: bool, reason: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    checks = readiness(FakeAdmin(stats, live), awaits)
-    assert asyncio.run(checks.check()) is (reason == "")
-    out = capfd.readouterr().out
-    assert reason in out
-    assert ("Envoy proxy is ready" in out) == (reason == "")
-    assert ("Envoy proxy is NOT ready: " in out) == (reason != "")
-    assert (checks.ready_after_s is not None) == checks.was_ready == (reason == "")
-
-
-def test_readiness_passes_once_and_for_all() -> None:
-    admin = FakeAdmin({**LIVE, **UPDATES})
-    checks = readiness(admin, ("cds", "lds"))
-
-    async def run() -> None:
-        assert await checks.check()
-        admin.answer = AdminError("gone")
-        assert await checks.check()
-        assert len(admin.asked) == 2
-        checks.shut_down()
-        assert not await checks.check()
-
-    asyncio.run(run())
-
-
-def test_a_flood_of_probes_is_one_check() -> None:
-    admin = FakeAdmin(LIVE)
-
-    async def run() -> list[bool]:
-        admin.gate = asyncio.Event()
-        checks = readiness(admin)
-        many = asyncio.gather(*(checks.check() for _ in range(100)))
-        await asyncio.sleep(0)
-        admin.gate.set()
-        return await many
-
-    assert asyncio.run(run()) == [True] * 100
-    assert len(admin.asked) == 1
-
-
-def test_the_same_reason_is_logged_once(capfd: pytest.CaptureFixture[str]) -> None:
-    admin = FakeAdmin(AdminError("refused"))
-    clock = Clock()
-    checks = readiness(admin, now=clock)
-
-    async def run() -> None:
-        for _ in range(5):
-            assert not await checks.check()
-            clock.now += 1
-        admin.answer = {**LIVE, "server.state": 2}
-        assert not await checks.check()
-
-    asyncio.run(run())
-    assert capfd.readouterr().out.count("NOT ready") == 2
-
-
-def test_a_failure_is_the_answer_for_a_moment() -> None:
-    """However many ask while the proxy starts, its admin port is asked 1/KEPT_S times a second."""
-    admin = FakeAdmin(AdminError("refused"))
-    clock = Clock()
-    checks = readiness(admin, now=clock)
-
-    async def run() -> None:
-        for _ in range(1000):
-            assert not await checks.check()
-            clock.now += 0.001
-        assert len(admin.asked) <= 1 / KEPT_S + 1
-        admin.answer = LIVE
-        clock.now += KEPT_S
-        assert await checks.check()
-        asked = len(admin.asked)
-        for _ in range(1000):
-            assert await checks.check()
-        assert len(admin.asked) == asked
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        (None, "gRPC bootstrap {path}: No such file"),
-        ("{", "gRPC bootstrap {path} is not JSON"),
-        ("[" * 100_000, "gRPC bootstrap {path} is not JSON"),
-        ("[]", ""),
-        ('{"certificate_providers": {"default": {"plugin_name": "other", "config": {"private_key_file": "/no"}}}}', ""),
-        (
-            '{"certificate_providers": {"default": {"plugin_name": "file_watcher", "config": '
-            '{"certificate_file": "/", "private_key_file": "/no/key.pem", "ca_certificate_file": "/no/root.pem"}}}}',
-            "certificate provider default: private_key_file /no/key.pem does not exist",
-        ),
-    ],
-)
-def test_grpc_bootstrap(document: str | None, reason: str, tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grpc-bootstrap.json"
-    if document is not None:
-        path.write_text(document)
-    checks = readiness(FakeAdmin(LIVE), grpc_bootstrap=str(path))
-    assert asyncio.run(checks.check()) is (reason == "")
-    assert reason.format(path=path) in capfd.readouterr().out
-
-
-def test_name_table(capfd: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    arrived = [False, True]
-    checks = readiness(FakeAdmin(LIVE), has_name_table=lambda: arrived.pop(0), now=clock)
-
-    async def run() -> None:
-        assert not await checks.check()
-        assert "DNS lookup table is not ready yet" in capfd.readouterr().out
-        clock.now += 1
-        assert await checks.check()
-
-    asyncio.run(run())
-
-
-def test_shut_down_while_a_check_is_under_way() -> None:
-    admin = FakeAdmin(LIVE)
-
-    async def run() -> bool:
-        admin.gate = asyncio.Event()
-        checks = readiness(admin)
-        check = asyncio.get_running_loop().create_task(checks.check())
-        await asyncio.sleep(0)
-        checks.shut_down()
-        admin.gate.set()
-        return await check
-
-    assert asyncio.run(run()) is False
 
 
 @pytest.mark.parametrize(
