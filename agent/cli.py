@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except AgentError as error:
+        for warning in getattr(error, "warnings", ()):
+            log.scope().warn(warning)
         print(f"Error: {error}", file=sys.stderr, flush=True)
         if not log.writes_to_stderr():
             log.scope().error(str(error))

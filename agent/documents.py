@@ -26,9 +26,10 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
     """
     # Non-blocking, so that a FIFO in place of a file is an error and not a hang.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DocumentError("not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DocumentError("not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"larger than {limit} bytes")

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from agent import addresses, pod_files, proxy_config
 from agent.environment import DEFAULT, Reader
+from agent.errors import ConfigError
 from agent.options import ProxyOptions
 from agent.proxy_config import Layer, Outside, ProxyConfig
 from agent.settings import AgentSettings, Dns, Drain, Identity, Launch, Ports, Security, Status, Wasm, Xds
@@ -47,9 +48,23 @@ def load(
     """The whole tree. Nothing is logged: `warnings` has what was ignored or replaced.
 
     `interfaces` returns the addresses of the interfaces except those named; `resolve_host` the address of a host name.
-    Raises AgentError naming the source, the field or variable, the value and what was expected.
+    Raises ConfigError naming the source, the field or variable, the value and what was expected.
     """
     warnings: list[str] = []
+    try:
+        return _load(options, variables, interfaces, resolve_host or _lookup, warnings)
+    except ConfigError as error:
+        error.warnings = tuple(warnings)
+        raise
+
+
+def _load(
+    options: ProxyOptions,
+    variables: Mapping[str, str],
+    interfaces: Callable[[Sequence[str]], Sequence[str]],
+    resolve_host: Callable[[str, int], str],
+    warnings: list[str],
+) -> AgentSettings:
     annotations, complaint = pod_files.read_annotations()
     labels, labels_complaint = pod_files.read_labels()
     warnings += filter(None, (complaint, labels_complaint))
@@ -75,9 +90,8 @@ def load(
         template_flag=options.template_file,
         annotations=annotations,
     )
-    config = proxy_config.resolve(merged, outside, warnings)
-    config = _resolve_statsd(config, resolve_host or _lookup, warnings)
     warnings += (*reader.warnings, *reader.pending_warnings())
+    config = _resolve_statsd(proxy_config.resolve(merged, outside, warnings), resolve_host, warnings)
 
     excluded = [name.strip() for name in annotations.get(_EXCLUDE_INTERFACES, "").split(",")]
     origins.update((f"--{flag}", "flag" if flag in options.given else DEFAULT) for flag in FLAGS)

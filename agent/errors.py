@@ -15,7 +15,12 @@ class UsageError(AgentError):
 
 
 class ConfigError(AgentError):
-    """The configuration of the pod is wrong: ProxyConfig, annotation, environment variable or file."""
+    """The configuration of the pod is wrong: ProxyConfig, annotation, environment variable or file.
+
+    `warnings` came up before and may well explain it.
+    """
+
+    warnings: tuple[str, ...] = ()
 
 
 class ProxyDied(AgentError):

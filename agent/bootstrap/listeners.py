@@ -5,6 +5,7 @@ from typing import Any
 
 from agent.bootstrap.facts import TYPES, Facts
 from agent.bootstrap.tls import server_socket
+from agent.errors import ConfigError
 
 Json = Any
 
@@ -92,7 +93,29 @@ def _secure(facts: Facts, port: int, manager: dict[str, Json]) -> dict[str, Json
     return _listener(facts.family.wildcard, port, chain, listener_filters=[inspector])
 
 
+def _check_ports(facts: Facts) -> None:
+    """Raises ConfigError when two listeners of the pod would have one port."""
+    config, ports = facts.settings.config, facts.settings.ports
+    taken: dict[int, str] = {}
+    for name, port in (
+        ("ProxyConfig statusPort", config.status_port),
+        ("ProxyConfig proxyAdminPort", config.proxy_admin_port),
+        ("ENVOY_STATUS_PORT", ports.status if ports.status != config.status_port else 0),
+        ("ENVOY_PROMETHEUS_PORT", ports.prometheus),
+        ("ENVOY_SECURE_METRICS_PORT", ports.secure_metrics),
+        ("ENVOY_SECURE_MERGED_METRICS_PORT", ports.secure_merged_metrics),
+    ):
+        if port and port in taken:
+            raise ConfigError(f"{name} and {taken[port]} are both {port}: expected a port for each")
+        taken[port] = name
+
+
 def listeners(facts: Facts) -> list[dict[str, Json]]:
+    """Raises ConfigError when two have one port.
+
+    Pods of Istio 1.6 have the agent itself on 15021: then there is no listener that would lead there.
+    """
+    _check_ports(facts)
     family, ports = facts.family, facts.settings.ports
     compressors = [_compressor("brotli", "Brotli"), _compressor("zstd", "Zstd"), _compressor("gzip", "Gzip")]
     filters = compressors if facts.proxy_config.get("statsCompression", True) else []
@@ -111,6 +134,8 @@ def listeners(facts: Facts) -> list[dict[str, Json]]:
     if ports.secure_merged_metrics:
         routes = [(_STATS, "agent"), (_MERGED, "agent")]
         made.append(_secure(facts, ports.secure_merged_metrics, _http("secure_merged_stats", routes)))
+    if ports.status == facts.settings.config.status_port:
+        return made
     rest = _also_on(family.other_wildcard, ports.status)
     if ports.status_proxy_protocol:
         rest["listener_filters"] = [

@@ -33,7 +33,8 @@ def apply(path: str, values: Mapping[str, Json]) -> dict[str, Json]:
     except FileNotFoundError:
         raise
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"bootstrap template {path!r} cannot be used: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"bootstrap template {path!r} cannot be used: {reason}") from None
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -248,6 +248,19 @@ def test_ports() -> None:
         assert [route["route"]["cluster"] for route in hosts[0]["routes"]] == routes
 
 
+@pytest.mark.parametrize(
+    ("given", "variables", "message"),
+    [
+        ({"statusPort": 15090}, {}, "ENVOY_PROMETHEUS_PORT and ProxyConfig statusPort are both 15090"),
+        ({"proxyAdminPort": 15021}, {}, "ENVOY_STATUS_PORT and ProxyConfig proxyAdminPort are both 15021"),
+        ({}, {"ENVOY_SECURE_METRICS_PORT": "15021"}, "ENVOY_SECURE_METRICS_PORT and ENVOY_STATUS_PORT are both 15021"),
+    ],
+)
+def test_two_listeners_on_one_port(given: Any, variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bootstrap(given, **POD, **variables)
+
+
 @pytest.mark.parametrize("source", ["environment", "proxyMetadata"])
 def test_metrics_localhost_access_only(source: str) -> None:
     given = {"METRICS_LOCALHOST_ACCESS_ONLY": "true"}
