@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -322,3 +323,77 @@ def test_any_cut_is_bad_or_good_but_never_breaks_the_page(source: Format) -> Non
         except BadDocument:
             continue
         assert list(parse_text(page))
+
+
+def random_document(random: Random) -> str:
+    """A document that is good by itself, with few names, so that documents collide in every way."""
+    lines = []
+    stems = random.sample(["a", "b", "a_total", "a_count", "a_bucket", "b_sum", "a_created"], 3)
+    taken: set[str] = set()
+    for stem in stems:
+        kind = random.choice(["counter", "gauge", "histogram", "summary", "untyped", ""])
+        names = {stem, *(stem + suffix for suffix in ("_bucket", "_sum", "_count") if kind in ("histogram", "summary"))}
+        if names & taken:
+            continue
+        taken |= names
+        lines += [f"# HELP {stem} Text."] if random.random() < 0.5 else []
+        lines += [f"# TYPE {stem} {kind}"] if kind else []
+        for label in random.sample(["", 'x="1"', 'x="1",y="2"', 'y="2",x="1"'], 2):
+            if kind == "histogram":
+                comma = f"{label}," if label else ""
+                lines += [f'{stem}_bucket{{{comma}le="{bound}"}} 1' for bound in ("1.0", "+Inf")]
+            elif kind == "summary":
+                comma = f"{label}," if label else ""
+                lines.append(f'{stem}{{{comma}quantile="0.5"}} 1')
+            lines += (
+                [f"{stem}_sum{{{label}}} 1", f"{stem}_count{{{label}}} 1"]
+                if kind in ("histogram", "summary")
+                else [f"{stem}{{{label}}} 1" if label else f"{stem} 1"]
+            )
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_collides_the_page_is_one_document(seed: int) -> None:
+    random = Random(seed)
+    for _ in range(12):
+        documents = [random_document(random) for _ in range(3)]
+        page, _ = merge([(TEXT, document) for document in documents])
+        code, said = promtool(page)
+        assert code != 1, f"{said}\n{documents}\n{page}"
+        types = [line.split()[2] for line in page.split("\n") if line.startswith("# TYPE ")]
+        assert len(types) == len(set(types))
+        # Nothing of the first document is ever touched but its types.
+        first = {line for line in documents[0].split("\n") if line and not line.startswith("#")}
+        assert first <= set(page.split("\n"))
+        opened, _ = merge([(TEXT, document) for document in documents], OPEN)
+        assert list(parse_openmetrics(opened))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mutated_documents_are_refused_or_merged(seed: int) -> None:
+    random = Random(seed)
+    for _ in range(200):
+        source = random.choice([TEXT, OPEN])
+        data = bytearray((OPENMETRICS if source is OPEN else APPLICATION).encode())
+        for _ in range(random.randrange(1, 6)):
+            data[random.randrange(len(data))] = random.choice(b'\n "{}=,#\\_a1\x00\xff')
+        reader = Reader(source, TEXT)
+        try:
+            reader.feed(bytes(data).split(b"\n"))
+            families = list(reader.families())
+        except BadDocument:
+            continue
+        merger = Merger(TEXT)
+        proxy = Reader(TEXT, TEXT)
+        proxy.feed(PROXY.encode().split(b"\n"))
+        list(merger.add(proxy.families()))
+        list(merger.add(families))
+        page = b"".join(merger.render())
+        try:
+            page.decode()
+        except UnicodeDecodeError:
+            continue  # the page checks that before it reads a document
+        again = Reader(TEXT, TEXT)
+        again.feed(page.split(b"\n"))
+        assert sum(len(family.lines) for family in again.families()) >= 6

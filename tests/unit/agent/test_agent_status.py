@@ -7,6 +7,7 @@ import socket
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -390,3 +391,26 @@ def test_close_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> 
         return await client
 
     assert statuses(with_server(play, hang)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_requests_are_answered_or_closed(seed: int) -> None:
+    """Whatever arrives, the next client is served and nothing is left behind."""
+    random = Random(seed)
+    samples = [
+        LAST_GET,
+        b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc",
+        b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        b"GET http://x/y?z HTTP/1.0\r\naccept-encoding: gzip\r\n\r\n",
+    ]
+
+    async def play(server: HttpServer) -> None:
+        for _ in range(60):
+            data = bytearray(random.choice(samples))
+            for _ in range(random.randrange(1, 8)):
+                data[random.randrange(len(data))] = random.randrange(256)
+            answer = await talk(server, bytes(data), eof=True)
+            assert set(statuses(answer)) <= {200, 400, 405, 413, 431, 501, 505}
+        assert statuses(await talk(server, LAST_GET)) == [200]
+
+    with_server(play)
