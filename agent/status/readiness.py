@@ -52,10 +52,12 @@ class Readiness:
         *,
         grpc_bootstrap: str = "",
         has_name_table: Callable[[], bool] | None = None,
+        proxyless: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`awaits`: which of cds and lds must have had an update. `started_at`: the agent's start, time.monotonic.
         `grpc_bootstrap`: path, "" = no check 3. Without `has_name_table` there is no check 4.
+        `proxyless` (DISABLE_ENVOY): there is no proxy for checks 1 and 2.
         """
         self._admin = admin
         self._awaits = tuple(awaits)
@@ -63,8 +65,8 @@ class Readiness:
         self._grpc_bootstrap = grpc_bootstrap
         self._has_name_table = has_name_table
         self._now = now
-        self._config_seen = not self._awaits
-        self._live = False
+        self._config_seen = proxyless or not self._awaits
+        self._live = proxyless
         self._ready_after_s: float | None = None
         self._shutting_down = False
         self._checking: asyncio.Task[str] | None = None

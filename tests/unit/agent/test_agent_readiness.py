@@ -157,6 +157,12 @@ def test_grpc_bootstrap(document: str | None, reason: str, tmp_path: Any, capfd:
     assert reason.format(path=path) in capfd.readouterr().out
 
 
+def test_without_a_proxy_nothing_of_it_is_asked() -> None:
+    admin = FakeAdmin(AdminError("refused"))
+    assert asyncio.run(readiness(admin, ("cds", "lds"), proxyless=True).check())
+    assert not admin.asked
+
+
 def test_name_table(capfd: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     arrived = [False, True]
