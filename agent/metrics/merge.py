@@ -10,6 +10,7 @@ from agent.metrics.exposition import Family, Format, sample_names, series_key
 
 _PLAIN = (b"counter", b"gauge", b"untyped", b"unknown", b"")
 _PIECE = 1000  # families or lines between two turns of the event loop
+_TURN = (0, "")
 
 
 class Merger:
@@ -26,9 +27,9 @@ class Merger:
         the caller can give others a turn.
         """
         for index, family in enumerate(families):
-            dropped, why = self._add(family)
-            if dropped or index % _PIECE == _PIECE - 1:
-                yield dropped, why
+            if index % _PIECE == _PIECE - 1:
+                yield _TURN
+            yield from self._add(family)
 
     def render(self) -> Iterator[bytes]:
         """The page in pieces."""
@@ -45,39 +46,49 @@ class Merger:
         if self._page.is_open:
             yield b"# EOF\n"
 
-    def _add(self, family: Family) -> tuple[int, str]:
+    def _add(self, family: Family) -> Iterator[tuple[int, str]]:
         present = self._families.get(family.name)
         if present is None:
             names = tuple(sample_names(family, self._page))
             taken = next((self._owner[name] for name in names if name in self._owner), None)
             if taken is not None:
-                return len(family.lines), f"{_text(family.name)} has sample names of {_text(taken)}"
+                yield len(family.lines), f"{_text(family.name)} has sample names of {_text(taken)}"
+                return
             self._families[family.name] = family
             self._owner |= dict.fromkeys(names, family.name)
-            return 0, ""
+            return
         kind = _common_kind(present.kind, family.kind, self._page)
         if kind is None:
             types = f"{_text(present.kind or b'untyped')} and {_text(family.kind or b'untyped')}"
-            return len(family.lines), f"{_text(family.name)} has the types {types}"
-        return self._join(present, family, kind)
-
-    def _join(self, present: Family, family: Family, kind: bytes) -> tuple[int, str]:
+            yield len(family.lines), f"{_text(family.name)} has the types {types}"
+            return
         keys = self._keys.get(family.name)
         if keys is None:
-            keys = self._keys[family.name] = {series_key(line, present) for line in present.lines}
+            keys = self._keys[family.name] = set()
+            for piece in _pieces(present.lines):
+                keys.update(series_key(line, present) for line in piece)
+                yield _TURN
         present.kind = kind
         present.help = family.help if present.help is None else present.help
-        mine: set[bytes] = set()
         dropped = 0
-        for line in family.lines:
-            key = series_key(line, family)
-            if key in keys:
-                dropped += 1
-            else:
-                mine.add(key)
-                present.lines.append(line)
+        mine: set[bytes] = set()
+        for piece in _pieces(family.lines):
+            for line in piece:
+                key = series_key(line, family)
+                if key in keys:
+                    dropped += 1
+                else:
+                    mine.add(key)
+                    present.lines.append(line)
+            yield _TURN
         keys |= mine
-        return dropped, f"{_text(family.name)} has the same series in two sources" if dropped else ""
+        if dropped:
+            yield dropped, f"{_text(family.name)} has the same series in two sources"
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    for at in range(0, len(lines), _PIECE):
+        yield lines[at : at + _PIECE]
 
 
 def _common_kind(one: bytes, other: bytes, page: Format) -> bytes | None:
