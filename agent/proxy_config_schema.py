@@ -17,7 +17,7 @@ _INT32 = (-(2**31), 2**31 - 1)
 _UINT32 = (0, 2**32 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|\$\(HOST_IP\)|[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
-_MAX_ENTRIES = 10_000
+MAX_ENTRIES = 10_000
 
 
 class Invalid(ValueError):
@@ -156,7 +156,7 @@ def wrapped(kind: Kind) -> Kind:
 
 def repeated(kind: Kind) -> Kind:
     def items(value: Json, at: str, notes: list[str]) -> Json:
-        if not isinstance(value, list) or len(value) > _MAX_ENTRIES:
+        if not isinstance(value, list) or len(value) > MAX_ENTRIES:
             raise Invalid(at, value, "expected a list")
         return [kind.read(each, f"{at}[{index}]", notes) for index, each in enumerate(value)]
 
@@ -165,7 +165,7 @@ def repeated(kind: Kind) -> Kind:
 
 def mapped(kind: Kind) -> Kind:
     def entries(value: Json, at: str, notes: list[str]) -> Json:
-        if not isinstance(value, dict) or len(value) > _MAX_ENTRIES or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, dict) or len(value) > MAX_ENTRIES or not all(isinstance(key, str) for key in value):
             raise Invalid(at, value, "expected a mapping of names to values")
         return {key: kind.read(each, f"{at}.{key[:64]}", notes) for key, each in value.items()}
 
