@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.documents import DocumentError, parse_mapping, read_text, to_json
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason
 
 # A process argument on Linux holds at most 128 KiB (MAX_ARG_STRLEN); the override travels as one.
 MAX_OVERRIDE = 128 * 1024 - 1
@@ -68,7 +68,7 @@ def read_override(path: str, host_ip: str) -> tuple[str, dict[str, Any]]:
             raise DocumentError(f"larger than {MAX_OVERRIDE} characters as JSON")
         return text, document
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"ISTIO_BOOTSTRAP_OVERRIDE: cannot use {path!r}: {error}") from None
+        raise ConfigError(f"ISTIO_BOOTSTRAP_OVERRIDE: cannot use {path!r}: {reason(error)}") from None
 
 
 def _admin_port(document: Mapping[str, Any]) -> int | None:

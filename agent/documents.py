@@ -45,7 +45,7 @@ def parse(text: str) -> Any:
         # JSON is YAML too, but what injectors write is JSON and its own parser is fifty times faster.
         if text.lstrip()[:1] == "{":
             try:
-                return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+                return json.loads(text, object_pairs_hook=_unique, parse_constant=no_constant)
             except json.JSONDecodeError:
                 pass  # perhaps YAML in flow style
         return _parse_yaml(text)
@@ -98,7 +98,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _no_constant(name: str) -> NoReturn:
+def no_constant(name: str) -> NoReturn:
+    """For `json.loads(parse_constant=...)`: NaN and Infinity are refused. Raises DocumentError."""
     raise DocumentError(f"{name} is not a JSON value")
 
 

@@ -93,13 +93,16 @@ def _load(
     warnings += (*reader.warnings, *reader.pending_warnings())
     config = _resolve_statsd(proxy_config.resolve(merged, outside, warnings), resolve_host, warnings)
 
+    ca_headers, xds_headers = _prefixed(variables, "CA_HEADER_"), _prefixed(variables, "XDS_HEADER_")
+    if ca_headers or xds_headers:
+        warnings.append(f"not honoured yet (xDS, certificates): headers {', '.join((*ca_headers, *xds_headers))}")
     excluded = [name.strip() for name in annotations.get(_EXCLUDE_INTERFACES, "").split(",")]
     origins.update((f"--{flag}", "flag" if flag in options.given else DEFAULT) for flag in FLAGS)
     return AgentSettings(
         options=options,
         config=config,
         domain=options.domain or f"{identity.pod_namespace}.{_CLUSTER_DOMAIN}",
-        addresses=addresses.node_addresses(identity.instance_ip, interfaces(excluded)),
+        addresses=addresses.node_addresses(identity.instance_ip, _of_interfaces(interfaces, excluded, warnings)),
         labels=labels,
         annotations=annotations,
         identity=identity,
@@ -111,10 +114,26 @@ def _load(
         xds=xds,
         security=security,
         wasm=wasm,
+        ca_headers=ca_headers,
+        xds_headers=xds_headers,
         node_variables={name: value for name, value in variables.items() if name.startswith(_NODE_VARIABLES)},
         origins={**origins, **config.sources},
         warnings=tuple(warnings),
     )
+
+
+def _prefixed(variables: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): value for name, value in variables.items() if name.startswith(prefix)}
+
+
+def _of_interfaces(
+    interfaces: Callable[[Sequence[str]], Sequence[str]], excluded: Sequence[str], warnings: list[str]
+) -> Sequence[str]:
+    try:
+        return interfaces(excluded)
+    except OSError as error:
+        warnings.append(f"the addresses of the interfaces are unknown: {error.strerror}")
+        return ()
 
 
 def _layers(

@@ -30,6 +30,8 @@ def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
         values = getattr(settings, group.__name__.lower())
         for field, variable, _ in variables_of(group):
             yield variable.name, _shown(getattr(values, field)), settings.origins[variable.name]
+    for prefix, headers in (("CA_HEADER_", settings.ca_headers), ("XDS_HEADER_", settings.xds_headers)):
+        yield from ((f"{prefix}{name}", "...", "environment") for name in headers)  # a token as often as not
     for name, value in settings.node_variables.items():
         if name not in settings.origins:
             yield name, _shown(value), "environment (node metadata)"
@@ -46,7 +48,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "unset"
     text = json.dumps(_without_secrets(value), ensure_ascii=False)
-    text = text.replace("\t", " ")
+    text = text.replace("\t", " ").encode(errors="backslashreplace").decode()
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 
 

@@ -118,7 +118,7 @@ def _write_file(path: str, text: str, owner: int | None) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)  # of a former container, whose process had the same number
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as made:
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as made:
             made.write(text)
             if owner is not None:
                 os.fchown(descriptor, owner, owner)

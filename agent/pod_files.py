@@ -3,6 +3,7 @@
 import re
 
 from agent.documents import DocumentError, read_text
+from agent.errors import reason
 
 # Relative, as in the real program: the image runs with working directory /.
 ANNOTATIONS = "./etc/istio/pod/annotations"
@@ -76,7 +77,7 @@ def _read(what: str, path: str) -> tuple[dict[str, str], str]:
     except FileNotFoundError:
         return {}, ""
     except (OSError, DocumentError, ValueError) as error:
-        return {}, f"{what} file {path} is ignored: {error}"
+        return {}, f"{what} file {path} is ignored: {reason(error)}"
 
 
 def read_cpus(path: str) -> int:

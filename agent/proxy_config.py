@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.documents import DocumentError, describe, parse_mapping, read_text
 from agent.durations import format_seconds, parse_proto_duration
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason
 from agent.proxy_config_schema import (
     BY_ANY_NAME,
     FIELDS,
@@ -154,7 +154,7 @@ def mesh_layer(path: str, warnings: list[str]) -> Layer | None:
     except FileNotFoundError:
         return None
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"{source} cannot be used: {error}") from None
+        raise ConfigError(f"{source} cannot be used: {reason(error)}") from None
     defaults = document.get("defaultConfig", document.get("default_config"))
     if defaults is None:
         return None

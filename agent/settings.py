@@ -232,6 +232,8 @@ class AgentSettings:
     xds: Xds
     security: Security
     wasm: Wasm
+    ca_headers: Mapping[str, str]  # CA_HEADER_<name>: extra headers of requests to the CA
+    xds_headers: Mapping[str, str]  # XDS_HEADER_<name>: likewise to the control plane
     # ISTIO_META_* and ISTIO_METAJSON_* of the environment, which become node metadata as they are.
     node_variables: Mapping[str, str]
     # Source of each value by its public name: a variable, a ProxyConfig field, or a flag with its dashes.

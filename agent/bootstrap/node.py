@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.bootstrap.facts import Facts
+from agent.documents import no_constant
 from agent.errors import ConfigError
 from agent.flags import BOOLEANS
 from agent.settings import AgentSettings
@@ -59,7 +60,7 @@ def raw_metadata(settings: AgentSettings, warnings: list[str]) -> dict[str, Json
 
 def _json_object(name: str, value: str, warnings: list[str]) -> dict[str, Json]:
     try:
-        document = json.loads(value)
+        document = json.loads(value, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         warnings.append(f"environment variable {name} is ignored: not JSON: {error}")
         return {}

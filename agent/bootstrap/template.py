@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.documents import DocumentError, read_text
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason
 
 Json = Any
 
@@ -33,8 +33,7 @@ def apply(path: str, values: Mapping[str, Json]) -> dict[str, Json]:
     except FileNotFoundError:
         raise
     except (OSError, DocumentError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"bootstrap template {path!r} cannot be used: {reason}") from None
+        raise ConfigError(f"bootstrap template {path!r} cannot be used: {reason(error)}") from None
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

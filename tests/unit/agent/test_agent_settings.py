@@ -129,6 +129,22 @@ def test_interfaces_that_an_annotation_excludes(monkeypatch: pytest.MonkeyPatch)
     assert asked == [["net1", "net2"]]
 
 
+def test_extra_headers_and_interfaces_that_cannot_be_listed() -> None:
+    settings = load({}, CA_HEADER_authorization="secret", XDS_HEADER_x="y")
+    assert (settings.ca_headers, settings.xds_headers) == ({"authorization": "secret"}, {"x": "y"})
+    assert "headers authorization, x" in settings.warnings[0]
+    assert "secret" not in explain.render(settings)
+
+    def fails(_excluded: Any) -> Any:
+        raise OSError(12, "Cannot allocate memory")
+
+    from agent import effective
+
+    settings = effective.load(settings.options, {}, interfaces=fails)
+    assert settings.addresses == ("127.0.0.1", "::1")
+    assert settings.warnings == ("the addresses of the interfaces are unknown: Cannot allocate memory",)
+
+
 def test_explain_config_names_every_setting_and_its_source() -> None:
     settings = load(
         {"tracing": {"lightstep": {"address": "a:1", "accessToken": "secret"}}, "proxyMetadata": {"SECRET_TTL": "1h"}},
