@@ -41,6 +41,8 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
 
 def parse(text: str) -> Any:
     """The document as plain dicts, lists and scalars; None when it is empty. Raises DocumentError."""
+    if not text.strip():
+        return None  # not worth PyYAML's import
     try:
         # JSON is YAML too, but what injectors write is JSON and its own parser is fifty times faster.
         if text.lstrip()[:1] == "{":

@@ -1,12 +1,16 @@
 """Documents, downward-API files and environment variables: read, bounded, complained about by name."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from agent import pod_files
 from agent.documents import DocumentError, describe, parse, parse_mapping, read_text, to_json
+
+ROOT = Path(pod_files.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,12 @@ def test_one_bad_line_discards_the_file(tmp_path: Path, text: str, message: str)
 
 def test_no_annotations_file_is_no_warning(tmp_path: Path) -> None:
     assert pod_files.read_annotations(str(tmp_path / "none")) == ({}, "")
+
+
+def test_an_empty_document_does_not_import_yaml() -> None:
+    code = "import sys; from agent.documents import parse; print(parse(' \\n'), 'yaml' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "None False\n"
 
 
 @pytest.mark.parametrize(
