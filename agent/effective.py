@@ -75,6 +75,8 @@ def _load(
     identity, launch, drain = reader.fill(Identity), reader.fill(Launch), reader.fill(Drain)
     status, ports, dns = reader.fill(Status), reader.fill(Ports), reader.fill(Dns)
     xds, security, wasm = reader.fill(Xds), reader.fill(Security), reader.fill(Wasm)
+    if security.file_mounted and security.provisioned_certificates:
+        raise ConfigError("FILE_MOUNTED_CERTS and PROV_CERT exclude each other: certificates have one source")
     origins = dict(reader.origins)
     if options.trust_domain:
         identity = replace(identity, trust_domain=options.trust_domain)

@@ -78,6 +78,19 @@ def listening_port(value: str) -> int:
     return port(value)
 
 
+def rsa_bits(value: str) -> int:
+    number = natural(value)
+    if not 2048 <= number <= 16384:
+        raise ValueError("expected a number of bits from 2048 to 16384")
+    return number
+
+
+def file_name(value: str) -> str:
+    if not value or "/" in value or value in (".", ".."):
+        raise ValueError("expected a file name without a path")
+    return value
+
+
 def exit_status(value: str) -> int:
     number = parse_integer(value)
     if not 0 <= number <= 255:

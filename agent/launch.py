@@ -58,8 +58,9 @@ def plan(settings: AgentSettings, sockets: Sockets | None = None) -> Launched:
         found = custom_config.inspect_documents([bootstrap, overriding])
         write, made_files = _writer(file, bootstrap, facts, run_as)
     if found.admin_port not in (None, config.proxy_admin_port):
+        which = "customConfigFile" if config.custom_config_file else "the bootstrap"
         warnings.append(
-            f"{'customConfigFile' if config.custom_config_file else 'the bootstrap'} has its admin on port {found.admin_port}, but ProxyConfig proxyAdminPort is "
+            f"{which} has its admin on port {found.admin_port}, but ProxyConfig proxyAdminPort is "
             f"{config.proxy_admin_port}: readiness and the drain will not reach it"
         )
     command = ChildCommand(child_command.program(config.binary_path), child_command.arguments(settings, file, override))

@@ -213,6 +213,8 @@ def resolve(merged: Merged, outside: Outside, warnings: list[str]) -> ProxyConfi
         warnings.extend(f"{sources[name]}: unknown ProxyConfig field {note!r} is ignored" for note in notes)
         if FIELDS[name].is_printed(canonical):
             document[name] = canonical
+    if fields.get("serviceCluster") == "":
+        errors.append(f"{sources['serviceCluster']}: serviceCluster: expected a name")
     status_port = _apply_annotations(document, sources, outside.annotations, errors)
     if errors:
         raise ConfigError("; ".join(errors))

@@ -12,10 +12,12 @@ from agent.environment import (
     choice,
     duration,
     exit_status,
+    file_name,
     listening_port,
     natural,
     port,
     ratio,
+    rsa_bits,
     text,
     variable,
 )
@@ -178,7 +180,7 @@ class Security:
     grace_jitter: float = variable(
         "SECRET_GRACE_PERIOD_RATIO_JITTER", ratio, 0.01, "spread of it", pending=_CERTIFICATES
     )
-    rsa_bits: int = variable("WORKLOAD_RSA_KEY_SIZE", natural, 2048, "bits of an RSA key", pending=_CERTIFICATES)
+    rsa_bits: int = variable("WORKLOAD_RSA_KEY_SIZE", rsa_bits, 2048, "bits of an RSA key", pending=_CERTIFICATES)
     ecc_algorithm: str = variable(
         "ECC_SIGNATURE_ALGORITHM", choice("", _ECC), "", "ECDSA keys instead of RSA", pending=_CERTIFICATES
     )
@@ -189,7 +191,7 @@ class Security:
     fetcher_provider: str = variable(
         "CREDENTIAL_IDENTITY_PROVIDER", text, "GoogleComputeEngine", "identity provider", pending=_CERTIFICATES
     )
-    socket_file: str = variable("WORKLOAD_IDENTITY_SOCKET_FILE", text, "socket", "file name of the SDS socket")
+    socket_file: str = variable("WORKLOAD_IDENTITY_SOCKET_FILE", file_name, "socket", "file name of the SDS socket")
     cert_signer: str = variable("ISTIO_META_CERT_SIGNER", text, "", "signer that the CA is to use")
     crl: bool = variable("PILOT_ENABLE_CA_CRL", boolean, True, "attach the CRL file", pending=_CERTIFICATES)
     token_audiences: str = variable("TOKEN_AUDIENCES", text, "istio-ca", "audience of the token")

@@ -204,6 +204,8 @@ def test_service_cluster_and_tracing_service_name_displace_each_other() -> None:
 
 def test_the_empty_service_cluster_is_the_flag() -> None:
     assert effective({"serviceCluster": ""}, "--serviceCluster=x")[0].document["serviceCluster"] == "x"
+    with pytest.raises(ConfigError, match="flag --serviceCluster: serviceCluster: expected a name"):
+        effective({"serviceCluster": ""}, "--serviceCluster=")
     assert effective({"serviceCluster": "y"}, "--serviceCluster=x")[0].document["serviceCluster"] == "y"
 
 

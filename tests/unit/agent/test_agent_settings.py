@@ -7,8 +7,22 @@ import pytest
 from agent_loading import load
 
 from agent import explain, pod_files
-from agent.environment import DEFAULT, METADATA, Reader, boolean, duration, exit_status, natural, port, ratio, text
+from agent.environment import (
+    DEFAULT,
+    METADATA,
+    Reader,
+    boolean,
+    duration,
+    exit_status,
+    file_name,
+    natural,
+    port,
+    ratio,
+    rsa_bits,
+    text,
+)
 from agent.environment import variables_of as variables
+from agent.errors import ConfigError
 from agent.settings import GROUPS, AgentSettings, Drain, Identity, Launch, Ports
 
 EVERY = [(group, field, variable, default) for group in GROUPS for field, variable, default in variables(group)]
@@ -21,6 +35,8 @@ SAMPLES: dict[Any, tuple[str, Any, str]] = {
     ratio: ("0.25", 0.25, "1.5"),
     duration: ("1m30s", 90.0, "5"),
     exit_status: ("7", 7, "256"),
+    rsa_bits: ("4096", 4096, "1024"),
+    file_name: ("other", "other", "a/b"),
 }
 
 
@@ -172,6 +188,11 @@ def test_explain_config_names_every_setting_and_its_source() -> None:
     assert rows["ProxyConfig tracing"][1] == "PROXY_CONFIG"
     assert "secret" not in printed.replace("SECRET", "")
     assert "warning: environment variable MINIMUM_DRAIN_DURATION: 'soon' is ignored" in printed
+
+
+def test_certificates_have_one_source() -> None:
+    with pytest.raises(ConfigError, match="FILE_MOUNTED_CERTS and PROV_CERT exclude each other"):
+        load({}, FILE_MOUNTED_CERTS="true", PROV_CERT="/etc/certs")
 
 
 def test_proxyless() -> None:
