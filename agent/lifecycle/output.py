@@ -8,10 +8,10 @@ import os
 import select
 import stat
 
-TAIL_BYTES = 4096
+TAIL_BYTES = 16 * 1024
 TAIL_LINES = 5
-MAX_LINE = 400
-"""Characters of one line in a report."""
+MAX_LINE = 400  # characters of one line in a report
+_CRITICAL = "[critical]"  # as Envoy marks the level
 _READ_SIZE = 64 * 1024
 _LAST_READ = 1024 * 1024  # what may wait in the pipe when the proxy has ended; Linux lets a pipe grow to this
 _LAST_WRITE_S = 1.0
@@ -40,10 +40,15 @@ class Relay:
         self.write_end = -1
 
     def last_lines(self) -> list[str]:
-        """The last lines, oldest first, each bounded."""
+        """The last lines, oldest first, each bounded.
+
+        If there are critical ones among what is remembered, the first of those: the reason stands before a backtrace,
+        and the first complaint about a configuration before what follows from it.
+        """
         lines = self._tail.decode("utf-8", "replace").splitlines()
         lines = [line.strip()[:MAX_LINE] for line in lines if line.strip()]
-        return lines[-TAIL_LINES:]
+        critical = [line for line in lines if _CRITICAL in line]
+        return critical[:TAIL_LINES] or lines[-TAIL_LINES:]
 
     def close(self) -> None:
         """Pass on what is left in the pipe, and end. A process that still holds the other end is not waited for."""

@@ -140,6 +140,16 @@ def test_a_file_is_written_where_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "err").read_bytes() == b"before\nbetween\nafter\n"
 
 
+def test_critical_lines_come_first(pipe: tuple[int, int]) -> None:
+    async def scenario(loop: asyncio.AbstractEventLoop) -> None:
+        relay = Relay(loop, pipe[1])
+        os.write(relay.write_end, b"[info] a\n[1][critical][x] caught SIGSEGV\n[1][critical][x] frame\n[info] b\n")
+        relay.close()
+        assert relay.last_lines() == ["[1][critical][x] caught SIGSEGV", "[1][critical][x] frame"]
+
+    run(scenario)
+
+
 def test_no_descriptor_is_left(pipe: tuple[int, int]) -> None:
     async def scenario(loop: asyncio.AbstractEventLoop) -> None:
         before = os.listdir("/proc/self/fd")
