@@ -37,7 +37,7 @@ def in_order(pod: Kubelet, *events: str) -> None:
     """These events happened, in this order."""
     rest = iter(pod.events)
     missing = next((event for event in events if event not in rest), None)
-    assert missing is None, f"{missing!r} not in its place of {pod.events}"
+    assert missing is None, f"{missing!r} not in its place of {pod}"
 
 
 def test_init_containers_then_hooks_then_probes(tmp_path: Path) -> None:
