@@ -7,6 +7,8 @@ No orphan, whichever of the two dies first:
 - The kernel sends the child SIGKILL when the agent's main thread dies (PR_SET_PDEATHSIG), so not even SIGKILL of the
   agent leaves a proxy. The setting belongs to the one process: a proxy that forks workers sets it in them too, and a
   `binaryPath` that is a shell script has to `exec` the proxy.
+- The child is watched and signalled through a pidfd where the kernel has them (5.3), which no reuse of its number can
+  lead astray; SIGCHLD does the watching elsewhere.
 """
 
 import asyncio
@@ -14,16 +16,20 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from agent import log
 from agent.child_command import ChildCommand
 from agent.errors import ProxyDied
+from agent.lifecycle.output import Relay
+from agent.lifecycle.zombies import Zombies
 
 _PR_SET_PDEATHSIG = 1
-# How long a proxy has for its own end after SIGTERM (flushing access logs; Envoy takes milliseconds) before SIGKILL.
+# How long a proxy has for its own end (flushing access logs; Envoy takes milliseconds): once after the admin port was
+# asked, again after SIGTERM, then comes SIGKILL.
+QUIT_GRACE_S = 2.0
 END_GRACE_S = 3.0
 _NO_PARENT = 125  # exit status of a child whose agent was gone before it could ask for the signal
 
@@ -60,26 +66,37 @@ class ExitStatus:
 class Child:
     """One running proxy. Must live on a loop in the main thread: it is told of exits by SIGCHLD."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop, relay: Relay) -> None:
         self.pid = process.pid
         self.exited: asyncio.Future[ExitStatus] = loop.create_future()
         self._process = process  # unreferenced, Popen would complain about a child that still runs
+        self._loop = loop
+        self._relay = relay
+        self._zombies = Zombies(loop, lambda: (self.pid,)) if os.getpid() == 1 else None
+        self._pidfd = _pidfd_of(self.pid)
+        if self._pidfd >= 0:
+            loop.add_reader(self._pidfd, self._reap)
+        loop.add_signal_handler(signal.SIGCHLD, self._some_child_ended)
 
     def __repr__(self) -> str:
         return f"<Child {self.pid} {self.exited.result() if self.exited.done() else 'running'}>"
 
     @classmethod
     def start(cls, command: ChildCommand, loop: asyncio.AbstractEventLoop, run_as: int | None = None) -> "Child":
-        """Start the proxy with our environment, stdout and stderr (inherited, so that nothing stands in between and
+        """Start the proxy with our environment and stdout (inherited, so that nothing stands in between and
         `/dev/stdout` in its configuration works), as uid and gid `run_as` when given.
 
         Raises ProxyDied with the reason when it cannot be started.
         """
         words = [*command.program, *command.arguments]
+        relay = Relay(loop)
         try:
+            if run_as is not None:
+                relay.give_to(run_as)
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
+                stderr=relay.write_end,
                 process_group=0,
                 user=run_as,
                 group=run_as,
@@ -88,21 +105,35 @@ class Child:
                 preexec_fn=_die_with(os.getpid()),
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
+            relay.close()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ProxyDied(f"the proxy cannot be started: {words[0]}: {reason}") from None
-        child = cls(process, loop)
-        loop.add_signal_handler(signal.SIGCHLD, child._reap)
-        child._reap()  # it may have ended before the handler stood
+        relay.spawned()
+        child = cls(process, loop, relay)
+        child._reap()  # it may have ended before anybody watched
         return child
+
+    def last_lines(self) -> list[str]:
+        """What it last wrote to its standard error."""
+        return self._relay.last_lines()
 
     def signal(self, number: int) -> None:
         """Send a signal to the proxy's main process; nothing happens when it is gone."""
-        if not self.exited.done():
+        if self.exited.done():
+            return
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, number)
+        else:
             os.kill(self.pid, number)
 
-    async def end(self, hurry: asyncio.Event) -> ExitStatus:
-        """SIGTERM, and after END_GRACE_S or as soon as `hurry` is set SIGKILL for the whole process group."""
-        if not self.exited.done():
+    async def end(self, quit: Coroutine[Any, Any, bool] | None, hurry: asyncio.Event) -> ExitStatus:
+        """Have the proxy end by itself if it can: `quit` asks it (and says whether it took the request), then SIGTERM.
+
+        SIGKILL for the whole process group comes when nothing helped in time, or as soon as `hurry` is set.
+        """
+        if quit is not None and await self._first(quit, hurry):
+            await wait_first(QUIT_GRACE_S, self.exited, hurry)
+        if not self.exited.done() and not hurry.is_set():
             self.signal(signal.SIGTERM)
             await wait_first(END_GRACE_S, self.exited, hurry)
         if not self.exited.done():
@@ -111,10 +142,42 @@ class Child:
             self.kill()
         return await self.exited
 
+    async def _first(self, quit: Coroutine[Any, Any, bool], hurry: asyncio.Event) -> bool:
+        asking = self._loop.create_task(quit, name="child:quit")
+        hurried = self._loop.create_task(hurry.wait(), name="child:hurry")
+        try:
+            first: set[asyncio.Future[Any]] = {asking, hurried, self.exited}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            return asking.done() and asking.result()
+        finally:
+            hurried.cancel()
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait([asking])
+
     def kill(self) -> None:
         """SIGKILL for the whole process group. The pid is safe: until reaped it cannot belong to anyone else."""
         if not self.exited.done():
             _kill_group(self.pid)
+
+    def close(self) -> None:
+        """Release what watches over it; it has ended, or been killed."""
+        self._relay.close()
+        self._unwatch()
+        if self._zombies is not None:
+            self._zombies.close()
+        self._loop.remove_signal_handler(signal.SIGCHLD)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _some_child_ended(self) -> None:
+        self._reap()
+        if self._zombies is not None:
+            self._zombies.child_ended()
 
     def _reap(self) -> None:
         if self.exited.done():
@@ -124,6 +187,8 @@ class Child:
             return
         # Before reaping: the group's number is ours as long as its leader is a zombie.
         _kill_group(self.pid)
+        self._relay.close()  # with its last lines, before anybody reports
+        self._unwatch()
         os.waitid(os.P_PID, self.pid, os.WEXITED)
         self._process.returncode = 0  # reaped here; Popen must not wait for it again
         self.exited.set_result(ExitStatus.of(info))
@@ -138,6 +203,14 @@ async def wait_first(seconds: float | None, exited: "asyncio.Future[ExitStatus]"
         await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiter.cancel()
+
+
+def _pidfd_of(pid: int) -> int:
+    """-1 where the kernel has none, or a sandbox forbids them."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
 
 
 def _kill_group(pid: int) -> None:

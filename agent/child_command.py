@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.environment import Environment
+from agent import addresses
 from agent.errors import ConfigError, UsageError
 from agent.options import PROXY_LOG_LEVELS, ProxyOptions
-from agent.proxy_config import DEFAULT_BINARY, ProxyConfig
+from agent.proxy_config import DEFAULT_BINARY
+from agent.settings import AgentSettings
 
 OWN_PROXY = "proxy"  # the Python package that stands in where the default binaryPath does not exist
 
@@ -20,11 +21,6 @@ class ChildCommand:
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
-
-
-def bootstrap_file(config: ProxyConfig) -> str:
-    """The file that the proxy is started from."""
-    return config.custom_config_file or os.path.join(config.config_path, "envoy-rev.json")
 
 
 def program(binary_path: str) -> tuple[str, ...]:
@@ -47,14 +43,16 @@ def program(binary_path: str) -> tuple[str, ...]:
     return (sys.executable, "-m", OWN_PROXY)
 
 
-def arguments(
-    config: ProxyConfig, options: ProxyOptions, environment: Environment, ip_version: str, override: str = ""
-) -> tuple[str, ...]:
-    """The proxy's arguments; `override` is a JSON document for --config-yaml. Raises UsageError for a log level."""
-    level, components = _log_levels(options)
-    words: list[str] = ["-c", bootstrap_file(config)]
+def arguments(settings: AgentSettings, file: str, override: str = "") -> tuple[str, ...]:
+    """The proxy's arguments for a configuration file; `override` is a JSON document for --config-yaml.
+
+    Raises UsageError for a log level that does not exist.
+    """
+    config, launch = settings.config, settings.launch
+    level, components = _log_levels(settings.options)
+    words: list[str] = ["-c", file]
     words += ["--drain-time-s", str(config.drain_duration_s), "--drain-strategy", "immediate"]
-    words += ["--local-address-ip-version", ip_version]
+    words += ["--local-address-ip-version", addresses.ip_version(settings.addresses)]
     words += ["--file-flush-interval-msec", str(round(config.file_flush_interval_s * 1000))]
     words += ["--disable-hot-restart", "--allow-unknown-static-fields"]
     if config.file_flush_min_size_kb is not None:
@@ -63,9 +61,9 @@ def arguments(
         words += ["-l", level]
     if components:
         words += ["--component-log-level", components]
-    if environment.skip_deprecated_logs:
+    if launch.skip_deprecated_logs:
         words.append("--skip-deprecated-logs")
-    if environment.enable_core_dump:
+    if launch.core_dump:
         words.append("--enable-core-dump")
     if override:
         words += ["--config-yaml", override]

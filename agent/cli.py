@@ -15,7 +15,15 @@ from types import FrameType
 from agent import log
 from agent.errors import FAILURE, AgentError, UsageError
 from agent.flags import Flag, Parsed, describe, parse
-from agent.options import GLOBAL_FLAGS, PROXY_FLAGS, VERSION_FLAGS, WAIT_FLAGS, log_options
+from agent.options import (
+    COMPLETION_FLAGS,
+    GLOBAL_FLAGS,
+    PROXY_FLAGS,
+    REQUEST_FLAGS,
+    VERSION_FLAGS,
+    WAIT_FLAGS,
+    log_options,
+)
 
 PROGRAM = "pilot-agent"
 _INTERRUPTED = 128 + signal.SIGINT
@@ -44,19 +52,27 @@ COMMANDS: Mapping[str, Command] = {
         handles_termination=True,
     ),
     "wait": Command("wait until the proxy is ready", "agent.wait:run", WAIT_FLAGS),
+    "request": Command(
+        "ask the proxy's admin port or the agent, and print the answer",
+        "agent.request:run",
+        REQUEST_FLAGS,
+        usage="METHOD PATH [BODY] [flags]",
+    ),
     "version": Command("print build information", "agent.version:run", VERSION_FLAGS),
+    "completion": Command(
+        "print a completion script for a shell",
+        "agent.completion:run",
+        COMPLETION_FLAGS,
+        usage="bash|zsh|fish [flags]",
+    ),
 }
 
-# Programs of their own with flags of their own: every argument goes through untouched.
-PASSED_ON: Mapping[str, tuple[str, ...]] = {
-    "istio-iptables": (),
-    "istio-clean-iptables": ("--cleanup-only",),
+# Programs of their own with flags of their own: every argument goes through untouched. Name -> (function, summary).
+PASSED_ON: Mapping[str, tuple[str, str]] = {
+    "istio-iptables": ("main", "program traffic capture"),
+    "istio-clean-iptables": ("clean_main", "remove traffic capture"),
 }
-
-LATER: Mapping[str, str] = {
-    "request": "ask the proxy's admin port directly, for instance with curl",
-    "completion": "shell completion does not exist yet",
-}
+HELP_COMMAND = ("help", "help about a command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except AgentError as error:
+        for warning in getattr(error, "warnings", ()):
+            log.scope().warn(warning)
         print(f"Error: {error}", file=sys.stderr, flush=True)
         if not log.writes_to_stderr():
             log.scope().error(str(error))
@@ -84,9 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "help":
         return _help(rest)
     if name in PASSED_ON:
-        return _exec_init([*PASSED_ON[name], *rest])
-    if name in LATER:
-        raise UsageError(f'command "{name}" is not available yet: {LATER[name]}')
+        return _run_init(name, rest)
     if name not in COMMANDS:
         known = ", ".join((*COMMANDS, *PASSED_ON, "help"))
         raise UsageError(f'unknown command "{name[:64]}" for "{PROGRAM}": expected one of {known}')
@@ -134,15 +150,14 @@ def _help(names: list[str]) -> int:
     names = [name for name in names if not name.startswith("-")]
     if not names:
         rows = {name: command.summary for name, command in COMMANDS.items()}
-        rows["istio-iptables"] = "program traffic capture"
-        rows["istio-clean-iptables"] = "remove traffic capture"
-        rows["help"] = "help about a command"
+        rows.update((name, summary) for name, (_, summary) in PASSED_ON.items())
+        rows.update((HELP_COMMAND,))
         commands = "\n".join(f"  {name:<22}{text}" for name, text in rows.items())
         print(f"Supervisor of the sidecar proxy\n\nUsage:\n  {PROGRAM} [command]\n\nCommands:\n{commands}\n")
         print(f'Flags:\n{describe(GLOBAL_FLAGS)}\n\n"{PROGRAM} help [command]" shows the flags of a command.')
         return 0
     if names[0] in PASSED_ON:
-        return _exec_init(["--help"])
+        return _run_init(names[0], ["--help"])
     if names[0] not in COMMANDS:
         raise UsageError(f'unknown help topic "{names[0][:64]}": expected one of {", ".join((*COMMANDS, *PASSED_ON))}')
     command = COMMANDS[names[0]]
@@ -150,14 +165,16 @@ def _help(names: list[str]) -> int:
     return 0
 
 
-def _exec_init(arguments: list[str]) -> int:
-    """Become `istio-iptables`. The agent shares no code with it, only the interpreter."""
-    import importlib.util
-
-    if importlib.util.find_spec("init") is None:
-        raise AgentError("istio-iptables is not installed beside this program (no Python package 'init')")
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "init", *arguments])
+def _run_init(name: str, arguments: list[str]) -> int:
+    """`istio-iptables`, in this process: its exit status is the command's. The agent shares no code with it."""
+    try:
+        program = importlib.import_module("init.cli")
+    except ModuleNotFoundError as error:
+        if error.name not in ("init", "init.cli"):
+            raise
+        raise AgentError(f"{name} is not installed beside this program (no Python package 'init')") from None
+    run: Callable[[list[str]], int] = getattr(program, PASSED_ON[name][0])
+    return run(arguments)
 
 
 def _end_before_start(number: int, _frame: FrameType | None) -> None:

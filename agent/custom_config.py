@@ -1,11 +1,11 @@
 """What the agent must know of the proxy's configuration file. The file itself goes to the proxy untouched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agent.documents import DocumentError, parse_mapping, read_text, to_json
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason
 
 # A process argument on Linux holds at most 128 KiB (MAX_ARG_STRLEN); the override travels as one.
 MAX_OVERRIDE = 128 * 1024 - 1
@@ -35,8 +35,11 @@ def inspect(path: str, override: Mapping[str, Any] | None, warnings: list[str]) 
     except DocumentError as error:
         warnings.append(f"ProxyConfig customConfigFile: {path!r} is not readable as YAML or JSON here: {error}")
         return CustomConfig(("cds", "lds"), None)
-    if override:
-        documents.append(dict(override))
+    return inspect_documents([*documents, dict(override)] if override else documents)
+
+
+def inspect_documents(documents: Sequence[Mapping[str, Any]]) -> CustomConfig:
+    """The same for documents that have been read; the proxy merges the later over the earlier."""
     awaits = tuple(
         name
         for name, snake, camel in _SUBSCRIPTIONS
@@ -57,12 +60,15 @@ def read_override(path: str, host_ip: str) -> tuple[str, dict[str, Any]]:
         text = to_json(document, MAX_OVERRIDE) if document else ""
         if host_ip:
             address = f"[{host_ip}]" if ":" in host_ip else host_ip
-            text = text.replace("$(HOST_IP)", to_json(address, MAX_OVERRIDE)[1:-1])
+            address = to_json(address, MAX_OVERRIDE)[1:-1]
+            # Whoever put the brackets there already is not to get them twice.
+            text = text.replace("[$(HOST_IP)]", address if ":" in host_ip else f"[{address}]")
+            text = text.replace("$(HOST_IP)", address)
         if len(text) > MAX_OVERRIDE:
             raise DocumentError(f"larger than {MAX_OVERRIDE} characters as JSON")
         return text, document
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"ISTIO_BOOTSTRAP_OVERRIDE: cannot use {path!r}: {error}") from None
+        raise ConfigError(f"ISTIO_BOOTSTRAP_OVERRIDE: cannot use {path!r}: {reason(error)}") from None
 
 
 def _admin_port(document: Mapping[str, Any]) -> int | None:

@@ -26,9 +26,10 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
     """
     # Non-blocking, so that a FIFO in place of a file is an error and not a hang.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DocumentError("not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DocumentError("not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"larger than {limit} bytes")
@@ -40,11 +41,13 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
 
 def parse(text: str) -> Any:
     """The document as plain dicts, lists and scalars; None when it is empty. Raises DocumentError."""
+    if not text.strip():
+        return None  # not worth PyYAML's import
     try:
         # JSON is YAML too, but what injectors write is JSON and its own parser is fifty times faster.
         if text.lstrip()[:1] == "{":
             try:
-                return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+                return json.loads(text, object_pairs_hook=_unique, parse_constant=no_constant)
             except json.JSONDecodeError:
                 pass  # perhaps YAML in flow style
         return _parse_yaml(text)
@@ -97,7 +100,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _no_constant(name: str) -> NoReturn:
+def no_constant(name: str) -> NoReturn:
+    """For `json.loads(parse_constant=...)`: NaN and Infinity are refused. Raises DocumentError."""
     raise DocumentError(f"{name} is not a JSON value")
 
 

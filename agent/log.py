@@ -121,6 +121,8 @@ def configure(options: LogOptions) -> None:
         at.level = levels.get("all", levels.get(name, _INFO))
         at.stack_level = stacks.get("all", stacks.get(name, _NONE))
         at.caller = bool(callers & {name, "all"})
+    if options.klog_verbosity > 0:
+        _scopes["klog"].level = _DEBUG
     _sink.descriptors = tuple(_open(target) for target in dict.fromkeys(options.targets))
     _sink.as_json = options.as_json
 

@@ -3,8 +3,14 @@
 import re
 
 from agent.documents import DocumentError, read_text
+from agent.errors import reason
 
-ANNOTATIONS = "./etc/istio/pod/annotations"  # relative, as in the real program: the image runs with working directory /
+# Relative, as in the real program: the image runs with working directory /.
+ANNOTATIONS = "./etc/istio/pod/annotations"
+LABELS = "./etc/istio/pod/labels"
+# Millicores, mounted by injectors of Istio 1.8 to 1.12 and ASM.
+CPU_LIMIT = "./etc/istio/pod/cpu-limit"
+CPU_REQUEST = "./etc/istio/pod/cpu-request"
 _MAX_BYTES = 1024 * 1024  # Kubernetes allows 256 KiB of annotations
 
 _LINE = re.compile(r'([^=\s"]+)="((?:[^"\\\n]|\\.)*)"')
@@ -55,11 +61,29 @@ def parse(text: str) -> dict[str, str]:
     return entries
 
 
-def read_annotations(path: str = ANNOTATIONS) -> tuple[dict[str, str], str]:
+def read_annotations(path: str = "") -> tuple[dict[str, str], str]:
     """The pod's annotations and a warning ("" when there is nothing to say). A file that is absent is an empty one."""
+    return _read("annotations", path or ANNOTATIONS)
+
+
+def read_labels(path: str = "") -> tuple[dict[str, str], str]:
+    """The pod's labels, likewise."""
+    return _read("labels", path or LABELS)
+
+
+def _read(what: str, path: str) -> tuple[dict[str, str], str]:
     try:
         return parse(read_text(path, _MAX_BYTES)), ""
     except FileNotFoundError:
         return {}, ""
     except (OSError, DocumentError, ValueError) as error:
-        return {}, f"annotations file {path} is ignored: {error}"
+        return {}, f"{what} file {path} is ignored: {reason(error)}"
+
+
+def read_cpus(path: str) -> int:
+    """CPUs, rounded up, of a file with millicores; 0 when there is no such file or no such number in it."""
+    try:
+        text = read_text(path, 64).strip()
+    except (OSError, DocumentError):
+        return 0
+    return -(-int(text) // 1000) if text.isascii() and text.isdigit() and len(text) < 10 else 0

@@ -1,42 +1,85 @@
 """ProxyConfig: where it comes from, how the sources are merged, and what the agent takes from it.
 
 Sources, later beats earlier: built-in defaults, `defaultConfig` of the mesh configuration file, PROXY_CONFIG, the pod
-annotation `proxy.istio.io/config`, flags of old pods. Names and values are those of istio.mesh.v1alpha1.ProxyConfig.
+annotation `proxy.istio.io/config`, flags of old pods, two annotations with a field of their own. Names and values are
+those of istio.mesh.v1alpha1.ProxyConfig (`proxy_config_schema`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.documents import DocumentError, describe, parse_mapping, read_text
-from agent.durations import parse_proto_duration
-from agent.errors import ConfigError
+from agent.durations import format_seconds, parse_proto_duration
+from agent.errors import ConfigError, reason
+from agent.proxy_config_schema import (
+    BY_ANY_NAME,
+    FIELDS,
+    OBSOLETE,
+    ONEOF,
+    TRACERS,
+    Invalid,
+    to_address,
+    to_integer,
+)
 
 CONFIG_ANNOTATION = "proxy.istio.io/config"
 STATUS_PORT_ANNOTATION = "status.sidecar.istio.io/port"
+DISCOVERY_ANNOTATION = "sidecar.istio.io/discoveryAddress"
 DEFAULT_BINARY = "/usr/local/bin/envoy"
-_INT32_MAX = 2**31 - 1
-_UINT32_MAX = 2**32 - 1
+DEFAULT_SERVICE_CLUSTER = "istio-proxy"
+DEFAULT = "default"
+_DEFAULT_FILE_FLUSH_S = 1.0  # Envoy's own is 10s
 _MAX_MESH_BYTES = 1024 * 1024
 
 Json = Any
 
+_DEFAULTS: Mapping[str, Json] = {
+    "configPath": "./etc/istio/proxy",
+    "binaryPath": DEFAULT_BINARY,
+    "serviceCluster": DEFAULT_SERVICE_CLUSTER,
+    "drainDuration": "45s",
+    "terminationDrainDuration": "5s",
+    "proxyAdminPort": 15000,
+    "controlPlaneAuthPolicy": "MUTUAL_TLS",
+    "discoveryAddress": "istiod.istio-system.svc:15012",
+    "statNameLength": 189,
+    "statusPort": 15020,
+}
+
+# Fields that need a part of the agent that is not there yet. A set one is reported.
+NOT_HONOURED: Mapping[str, str] = {
+    "caCertificatesPem": "certificates",
+    "privateKeyProvider": "certificates",
+    "readinessProbe": "health of the workload",
+}
+
+# Merged field by field within; every other field is replaced as a whole.
+_MERGED_WITHIN = ("proxyMetadata", "proxyHeaders")
+
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """The fields that the agent honours; durations are seconds."""
+    """The fields that the agent itself works with, and `document`, the whole in canonical form. Times are seconds."""
 
     config_path: str
     binary_path: str
     custom_config_file: str  # "" when unset
+    bootstrap_template: str  # proxyBootstrapTemplatePath; "" when unset
     drain_duration_s: int
     termination_drain_duration_s: float
     concurrency: int | None  # None = unset, which is not 0
+    discovery_address: str
+    control_plane_auth_policy: str  # NONE, MUTUAL_TLS or INHERIT
+    statsd_udp_address: str  # "" when unset
     status_port: int  # 0 = no status server
     proxy_admin_port: int
     file_flush_interval_s: float
     file_flush_min_size_kb: int | None
-    sources: Mapping[str, str]  # field -> where its value came from; defaults are absent
+    proxy_metadata: Mapping[str, str]
+    document: Mapping[str, Json]
+    sources: Mapping[str, str]  # field -> where its value came from; DEFAULT for a default
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,118 +90,32 @@ class Layer:
     fields: Mapping[str, Json]
 
 
-def _text(value: Json) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected a string")
-    return value
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """All layers as one, still as they were written."""
+
+    fields: dict[str, Json]
+    sources: dict[str, str]
+
+    def proxy_metadata(self) -> Mapping[str, str]:
+        """Names and values of proxyMetadata that are usable; `resolve` refuses one that is not as a whole."""
+        metadata = self.fields.get("proxyMetadata")
+        if not isinstance(metadata, dict):
+            return {}
+        return {name: value for name, value in metadata.items() if isinstance(name, str) and isinstance(value, str)}
 
 
-def _path(value: Json) -> str:
-    if not _text(value) or "\0" in value:
-        raise ValueError("expected a path")
-    return _text(value)
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What else bears upon ProxyConfig. Numbers are None where nothing was said."""
 
-
-def _optional_path(value: Json) -> str:
-    return "" if value == "" else _path(value)
-
-
-def _integer(value: Json, least: int, most: int) -> int:
-    """protobuf JSON takes an integer as a number, an integral float or a string."""
-    if isinstance(value, str) and len(value) < 12 and value.isascii() and value.removeprefix("-").isdigit():
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"expected an integer from {least} to {most}")
-    return value
-
-
-def _port(value: Json) -> int:
-    return _integer(value, 1, 65535)
-
-
-def _workers(value: Json) -> int:
-    return _integer(value, 0, _INT32_MAX)
-
-
-def _size_kb(value: Json) -> int:
-    return _integer(value, 0, _UINT32_MAX)
-
-
-def _duration(value: Json) -> float:
-    seconds = parse_proto_duration(_text(value))
-    if seconds < 0:
-        raise ValueError("expected a duration of at least 0s")
-    return seconds
-
-
-def _whole_seconds(value: Json) -> int:
-    seconds = _duration(value)
-    if seconds < 1 or not seconds.is_integer():
-        raise ValueError("expected whole seconds, at least 1s")
-    return int(seconds)
-
-
-# The fields that the agent honours, with what reads them.
-HONOURED: Mapping[str, Callable[[Json], Any]] = {
-    "configPath": _path,
-    "binaryPath": _path,
-    "customConfigFile": _optional_path,
-    "drainDuration": _whole_seconds,
-    "terminationDrainDuration": _duration,
-    "concurrency": _workers,
-    "statusPort": _port,
-    "proxyAdminPort": _port,
-    "fileFlushInterval": _duration,
-    "fileFlushMinSizeKb": _size_kb,
-}
-
-# Fields that concern the injector alone: nothing follows from them here, and nothing is missing.
-NOT_FOR_THE_AGENT = frozenset({"holdApplicationUntilProxyStarts", "image"})
-
-# The remaining fields of the message, with what will need them. A set one is reported.
-NOT_HONOURED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "serviceCluster", "tracingServiceName", "statsdUdpAddress", "envoyMetricsService", "envoyAccessLogService",
-            "envoyMetricsServiceAddress", "zipkinAddress", "statNameLength", "proxyBootstrapTemplatePath",
-            "interceptionMode", "tracing", "proxyMetadata", "runtimeValues", "extraStatTags", "gatewayTopology",
-            "meshId", "proxyStatsMatcher", "proxyHeaders", "statsCompression", "connectionSettings",
-            "availabilityZone",
-        ),
-        "bootstrap generation",
-    ),
-    **dict.fromkeys(
-        ("discoveryAddress", "discoveryRefreshDelay", "controlPlaneAuthPolicy", "caCertificatesPem"), "xDS"
-    ),
-    "privateKeyProvider": "certificates",
-    "sds": "certificates",
-    "readinessProbe": "health of the workload",
-    "parentShutdownDuration": "hot restart",
-}  # fmt: skip
-
-_DEFAULTS: Mapping[str, Json] = {
-    "configPath": "./etc/istio/proxy",
-    "binaryPath": DEFAULT_BINARY,
-    "customConfigFile": "",
-    "drainDuration": "45s",
-    "terminationDrainDuration": "5s",
-    "statusPort": 15020,
-    "proxyAdminPort": 15000,
-    "fileFlushInterval": "1s",
-}
-
-# Merged field by field within; every other field is replaced as a whole.
-_MERGED_WITHIN = ("proxyMetadata", "proxyHeaders")
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-
-
-_KNOWN = {**dict.fromkeys(HONOURED), **dict.fromkeys(NOT_FOR_THE_AGENT), **dict.fromkeys(NOT_HONOURED)}
-_BY_ANY_NAME = {spelling: name for name in _KNOWN for spelling in (name, _snake(name))}
+    concurrency_flag: int | None = None  # --concurrency
+    cpu_limit: int = 0  # cores of the container; 0 = unknown
+    cpu_source: str = "environment variable ISTIO_CPU_LIMIT"
+    termination_drain_s: float | None = None  # TERMINATION_DRAIN_DURATION_SECONDS
+    service_cluster_flag: str = DEFAULT_SERVICE_CLUSTER  # --serviceCluster
+    template_flag: str = ""  # --templateFile
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def layer(source: str, document: Mapping[str, Json], warnings: list[str]) -> Layer:
@@ -168,12 +125,12 @@ def layer(source: str, document: Mapping[str, Json], warnings: list[str]) -> Lay
     """
     fields: dict[str, Json] = {}
     for spelling, value in document.items():
-        name = _BY_ANY_NAME.get(spelling)
+        name = BY_ANY_NAME.get(spelling)
         if name is None:
             warnings.append(f"{source}: unknown ProxyConfig field {spelling[:64]!r} is ignored")
         elif name in fields:
             raise ConfigError(f"{source}: ProxyConfig field {name} is given twice")
-        elif value is not None:
+        elif value is not None and name not in OBSOLETE:
             fields[name] = value
     return Layer(source, fields)
 
@@ -197,7 +154,7 @@ def mesh_layer(path: str, warnings: list[str]) -> Layer | None:
     except FileNotFoundError:
         return None
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"{source} cannot be used: {error}") from None
+        raise ConfigError(f"{source} cannot be used: {reason(error)}") from None
     defaults = document.get("defaultConfig", document.get("default_config"))
     if defaults is None:
         return None
@@ -206,81 +163,141 @@ def mesh_layer(path: str, warnings: list[str]) -> Layer | None:
     return layer(f"{source}: defaultConfig", defaults, warnings)
 
 
-def resolve(
-    layers: Sequence[Layer],
-    warnings: list[str],
-    *,
-    cpu_limit: int = 0,
-    concurrency_flag: int = 0,
-    termination_drain_s: float | None = None,
-    annotations: Mapping[str, str] | None = None,
-) -> ProxyConfig:
-    """Merge the layers, lowest first, and read the fields that the agent honours.
-
-    `cpu_limit` (cores) fills an unset concurrency, `termination_drain_s` an unset terminationDrainDuration; a non-zero
-    `concurrency_flag` beats everything; the annotation of the status port comes last.
-    Raises ConfigError with every wrong field, its value, its source and what was expected.
-    """
-    merged, sources = _merge(layers)
-    if "concurrency" not in merged and cpu_limit:
-        merged["concurrency"], sources["concurrency"] = cpu_limit, "environment variable ISTIO_CPU_LIMIT"
-    if concurrency_flag:
-        warnings.append("flag --concurrency is legacy: use the ProxyConfig field concurrency")
-        merged["concurrency"], sources["concurrency"] = concurrency_flag, "flag --concurrency"
-    if "terminationDrainDuration" not in merged and termination_drain_s is not None:
-        merged["terminationDrainDuration"] = f"{termination_drain_s:.0f}s"
-        sources["terminationDrainDuration"] = "environment variable TERMINATION_DRAIN_DURATION_SECONDS"
-
-    errors: list[str] = []
-    values: dict[str, Any] = {}
-    for name, read in HONOURED.items():
-        raw = merged.get(name, _DEFAULTS.get(name))
-        try:
-            values[name] = None if raw is None else read(raw)
-        except ValueError as error:
-            errors.append(f"{sources[name]}: {name}: {describe(raw)}: {error}")
-    port = (annotations or {}).get(STATUS_PORT_ANNOTATION)
-    if port is not None:
-        sources["statusPort"] = f"annotation {STATUS_PORT_ANNOTATION}"
-        try:
-            values["statusPort"] = _integer(port, 0, 65535)  # 0 switches the status server off
-        except ValueError as error:
-            errors.append(f"{sources['statusPort']}: {describe(port)}: {error}")
-    if errors:
-        raise ConfigError("; ".join(errors))
-    _report_not_honoured(merged, sources, warnings)
-    return ProxyConfig(
-        config_path=values["configPath"],
-        binary_path=values["binaryPath"],
-        custom_config_file=values["customConfigFile"],
-        drain_duration_s=values["drainDuration"],
-        termination_drain_duration_s=values["terminationDrainDuration"],
-        concurrency=values["concurrency"],
-        status_port=values["statusPort"],
-        proxy_admin_port=values["proxyAdminPort"],
-        file_flush_interval_s=values["fileFlushInterval"],
-        file_flush_min_size_kb=values["fileFlushMinSizeKb"],
-        sources=sources,
-    )
-
-
-def _merge(layers: Sequence[Layer]) -> tuple[dict[str, Json], dict[str, str]]:
-    merged: dict[str, Json] = {}
-    sources: dict[str, str] = {}
+def merge(layers: Sequence[Layer]) -> Merged:
+    """The layers over the defaults, lowest first."""
+    merged, sources = dict(_DEFAULTS), dict.fromkeys(_DEFAULTS, DEFAULT)
     for source in layers:
         for name, value in source.fields.items():
             earlier = merged.get(name)
             if name in _MERGED_WITHIN and isinstance(earlier, dict) and isinstance(value, dict):
                 value = {**earlier, **value}
+            if name in ONEOF:
+                for other in ONEOF:
+                    merged.pop(other, None)
+                    sources.pop(other, None)
             merged[name], sources[name] = value, source.source
-    return merged, sources
+    _use_zipkin_address(merged, sources)
+    return Merged(merged, sources)
 
 
-def _report_not_honoured(merged: Mapping[str, Json], sources: Mapping[str, str], warnings: list[str]) -> None:
-    """One warning a source and purpose, so that a pod's usual PROXY_CONFIG does not fill the log."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in merged:
-        if name in NOT_HONOURED:
-            groups.setdefault((sources[name], NOT_HONOURED[name]), []).append(name)
-    for (source, purpose), names in groups.items():
-        warnings.append(f"{source}: not honoured yet ({purpose}): {', '.join(names)}")
+def _use_zipkin_address(merged: dict[str, Json], sources: dict[str, str]) -> None:
+    """The deprecated zipkinAddress is tracing.zipkin.address, unless `tracing` chooses a tracer."""
+    address, tracing = merged.get("zipkinAddress"), merged.get("tracing", {})
+    if not address or not isinstance(tracing, dict) or any(name in tracing for name in TRACERS):
+        return
+    merged["tracing"] = {**tracing, "zipkin": {"address": address}}
+    sources["tracing"] = sources["zipkinAddress"]
+
+
+def resolve(merged: Merged, outside: Outside, warnings: list[str]) -> ProxyConfig:
+    """Validate, and apply what comes from elsewhere.
+
+    Raises ConfigError with every wrong field, its value, its source and what was expected.
+    """
+    fields, sources = dict(merged.fields), dict(merged.sources)
+    _apply_flags(fields, sources, outside)
+    _apply_concurrency(fields, sources, outside, warnings)
+    if sources["terminationDrainDuration"] == DEFAULT and outside.termination_drain_s is not None:
+        fields["terminationDrainDuration"] = format_seconds(outside.termination_drain_s)
+        sources["terminationDrainDuration"] = "environment variable TERMINATION_DRAIN_DURATION_SECONDS"
+
+    errors: list[str] = []
+    document: dict[str, Json] = {}
+    for name, value in fields.items():
+        notes: list[str] = []
+        try:
+            canonical = FIELDS[name].read(value, name, notes)
+        except Invalid as error:
+            errors.append(f"{sources[name]}: {error.at}: {describe(error.value)}: {error}")
+            continue
+        warnings.extend(f"{sources[name]}: unknown ProxyConfig field {note!r} is ignored" for note in notes)
+        if FIELDS[name].is_printed(canonical):
+            document[name] = canonical
+    if fields.get("serviceCluster") == "":
+        errors.append(f"{sources['serviceCluster']}: serviceCluster: expected a name")
+    status_port = _apply_annotations(document, sources, outside.annotations, errors)
+    if errors:
+        raise ConfigError("; ".join(errors))
+    _report_not_honoured(document, sources, warnings)
+    return ProxyConfig(
+        config_path=document["configPath"],
+        binary_path=document["binaryPath"],
+        custom_config_file=document.get("customConfigFile", ""),
+        bootstrap_template=document.get("proxyBootstrapTemplatePath", ""),
+        drain_duration_s=int(parse_proto_duration(document["drainDuration"])),
+        termination_drain_duration_s=parse_proto_duration(document["terminationDrainDuration"]),
+        concurrency=document.get("concurrency"),
+        discovery_address=document["discoveryAddress"],
+        control_plane_auth_policy=document.get("controlPlaneAuthPolicy", "NONE"),
+        statsd_udp_address=document.get("statsdUdpAddress", ""),
+        status_port=status_port,
+        proxy_admin_port=document["proxyAdminPort"],
+        file_flush_interval_s=(
+            parse_proto_duration(document["fileFlushInterval"])
+            if "fileFlushInterval" in document
+            else _DEFAULT_FILE_FLUSH_S
+        ),
+        file_flush_min_size_kb=document.get("fileFlushMinSizeKb"),
+        proxy_metadata=document.get("proxyMetadata", {}),
+        document=document,
+        sources=sources,
+    )
+
+
+def _apply_flags(fields: dict[str, Json], sources: dict[str, str], outside: Outside) -> None:
+    if fields.get("serviceCluster") == "":
+        fields["serviceCluster"], sources["serviceCluster"] = outside.service_cluster_flag, "flag --serviceCluster"
+    if outside.template_flag:
+        fields["proxyBootstrapTemplatePath"] = outside.template_flag
+        sources["proxyBootstrapTemplatePath"] = "flag --templateFile"
+
+
+def _apply_concurrency(fields: dict[str, Json], sources: dict[str, str], outside: Outside, warnings: list[str]) -> None:
+    """Both readings of 0. Istio's: `concurrency: 0` is one worker for each CPU of the node. ASM's, which its injector
+    writes as the flag `--concurrency 0`: as many as the container has CPUs.
+    """
+    flag, limit = outside.concurrency_flag, outside.cpu_limit
+    if flag:
+        warnings.append("flag --concurrency is legacy: use the ProxyConfig field concurrency")
+        fields["concurrency"], sources["concurrency"] = flag, "flag --concurrency"
+    elif limit and (fields.get("concurrency") is None or (flag == 0 and fields["concurrency"] in (0, "0"))):
+        fields["concurrency"], sources["concurrency"] = limit, outside.cpu_source
+    elif fields.get("concurrency") in (0, "0") and 0 < limit < (os.cpu_count() or 1):
+        warnings.append(
+            f"concurrency is 0: one worker for each CPU of the node ({os.cpu_count()}), but the container's CPU limit "
+            f"is {limit}: workers will be throttled"
+        )
+
+
+def _apply_annotations(
+    document: dict[str, Json], sources: dict[str, str], annotations: Mapping[str, str], errors: list[str]
+) -> int:
+    """Two annotations with a field of their own, which beat everything. Returns the status port."""
+    address = annotations.get(DISCOVERY_ANNOTATION)
+    if address is not None:
+        document["discoveryAddress"] = address
+        sources["discoveryAddress"] = f"annotation {DISCOVERY_ANNOTATION}"
+        try:
+            to_address(address)
+        except ValueError as error:
+            errors.append(f"{sources['discoveryAddress']}: {describe(address)}: {error}")
+    port = annotations.get(STATUS_PORT_ANNOTATION)
+    if port is None:
+        return int(document.get("statusPort", 0))
+    sources["statusPort"] = f"annotation {STATUS_PORT_ANNOTATION}"
+    try:
+        value = to_integer(port, 0, 65535)  # 0 switches the status server off
+    except ValueError as error:
+        # The real program takes this for 0, and is never ready.
+        errors.append(f"{sources['statusPort']}: {describe(port)}: {error}")
+        return 0
+    document.pop("statusPort", None)
+    if value:
+        document["statusPort"] = value
+    return value
+
+
+def _report_not_honoured(document: Mapping[str, Json], sources: Mapping[str, str], warnings: list[str]) -> None:
+    for name, purpose in NOT_HONOURED.items():
+        if name in document:
+            warnings.append(f"{sources[name]}: not honoured yet ({purpose}): {name}")

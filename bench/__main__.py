@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bench import machine, profiling, report
+from bench import agent, machine, profiling, report
 from bench.cases import CASES, TARGETS, select
 from bench.machine import Cores, MachineError
 from bench.measure import Effort, Series, measure
@@ -53,6 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--host", default="details:9080", help="host header, which chooses the virtual host (default %(default)s)"
     )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when a target was missed")
+    parser.add_argument("--agent", action="store_true", help="measure the agent instead: start, memory, processor time")
     parser.add_argument("--profile", metavar="NAME", help="run one case against ours and print where time goes")
     options = parser.parse_args(arguments)
     options.peer_names = [name for name in options.peers.split(",") if name]
@@ -122,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         list_cases()
         return 0
+    if options.agent:
+        return agent.main()
     signal.signal(signal.SIGTERM, on_sigterm)
     lines: list[Row] = []
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from asyncio import AbstractEventLoop
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from proxy.upstream.manager import ClusterManager
 
 if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
+    from proxy.listener.connection import Connection
+    from proxy.listener.filter_chain import ClosableProtocol
     from proxy.options import Options
     from proxy.stats.groups import Snapshot
 
@@ -64,6 +67,17 @@ class DataPlane:
         """Clusters with their hosts, for /clusters."""
         return self.clusters.status()
 
+    def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many downstream connections are open, and the ``limit`` oldest, for /connections.
+
+        ``age`` is seconds, ``active`` counts requests under way (a raw connection is one), ``requests`` all so far.
+        """
+        found = [(connection, protocol) for listener in self.listeners.listeners
+                 for connection, protocol in listener.all_connections()]
+        oldest = heapq.nsmallest(limit, found, key=lambda each: each[0].accepted_at)
+        now = self.context.loop.time()
+        return len(found), [_describe(connection, protocol, now) for connection, protocol in oldest]
+
     def drain_listeners(self, inbound_only: bool, graceful: bool, skip_exit: bool) -> None:
         """/drain_listeners."""
         self.listeners.drain(inbound_only=inbound_only, graceful=graceful, skip_exit=skip_exit)
@@ -96,3 +110,12 @@ class DataPlane:
         self.clusters.close()
         self.context.close()
         self.log_files.close()
+
+
+def _describe(connection: Connection, protocol: ClosableProtocol | None, now: float) -> dict[str, Any]:
+    """One connection; ``protocol`` is None while its listener filters wait for data."""
+    config = connection.listener.config
+    requests, active = (0, 0) if protocol is None else protocol.work()
+    return {"listener": config.name or config.addresses[0].text, "direction": config.traffic_direction,
+            "peer": connection.remote.text, "local": connection.local.text,
+            "age": round(now - connection.accepted_at, 3), "requests": requests, "active": active}

@@ -12,6 +12,7 @@ from typing import Any
 
 from proxy import log
 from proxy.access_log.file import LogFileError, LogFiles
+from proxy.admin import connections
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
@@ -214,6 +215,10 @@ class Server:
     async def clusters(self) -> list[dict[str, Any]]:
         """Every cluster's status, hosts of all workers together and their statistics added up."""
         return merge_clusters([status for _, status in await self._workers.ask("clusters")])
+
+    async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """Open downstream connections of all workers: their number, and the oldest of them."""
+        return connections.merge([answer for _, answer in await self._workers.ask("connections", limit)], limit)
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

@@ -84,6 +84,7 @@ class Worker:
             "start": self._start,
             "snapshot": lambda flush: self.data_plane.snapshot(flush).to_wire(),
             "clusters": lambda _: self.data_plane.cluster_status(),
+            "connections": lambda limit: self.data_plane.connections(limit),
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
             "reopen_logs": lambda _: self._reopen_logs(),

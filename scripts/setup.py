@@ -60,7 +60,9 @@ PURPOSES = {
     "lint": Purpose(frozenset({"lint"})),
     # cc: python-iptables comes as source
     "test": Purpose(
-        frozenset({"lint", "test"}), {"curl": "curl", "cc": "gcc libc6-dev"}, {**CAPTURE, "nft": "nftables"}
+        frozenset({"lint", "test"}),
+        {"curl": "curl", "cc": "gcc libc6-dev", "promtool": "prometheus"},
+        {**CAPTURE, "nft": "nftables"},
     ),
     "bench": Purpose(
         frozenset({"bench"}),

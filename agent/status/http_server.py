@@ -7,12 +7,13 @@ import errno
 import http
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import h11
 
 from agent import log
+from agent.status.compression import accepts_gzip, gzip
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 16 * 1024
@@ -21,7 +22,11 @@ REQUEST_TIMEOUT_S = 5.0  # from the first byte of a request to its last, and for
 # Longer than any probe period, so that a proxy never reuses a connection in the moment we close it.
 IDLE_TIMEOUT_S = 600.0
 _READ_SIZE = 16 * 1024
+_WRITE_SIZE = 64 * 1024  # a client has REQUEST_TIMEOUT_S for each such piece of a response
+_RESPONSE_TIMEOUT_S = 60.0  # and this for all of it
+_MIN_COMPRESSED = 1024
 _LINGER_S = 1.0
+CLOSE_S = 1.0  # for responses under way when the server closes: a probe that hangs must not hold the exit
 _BACKLOG = 128
 
 
@@ -33,12 +38,26 @@ class Request:
     method: str
     path: str  # without the query
     peer: str  # address literal; IPv4 in its own form also on a dual-stack socket
+    query: str = ""  # without the question mark
+    headers: tuple[tuple[str, str], ...] = ()  # names in lower case, in their order
+
+    @property
+    def from_loopback(self) -> bool:
+        return self.peer == "::1" or self.peer.startswith("127.")
+
+    def header(self, name: str) -> str:
+        """The values of that name (in lower case), joined by commas; "" when there is none."""
+        return ", ".join(value for key, value in self.headers if key == name)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """A body of some size is compressed on its way where the client takes gzip."""
+
     status: int
     body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
@@ -84,7 +103,7 @@ class HttpServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening, let the responses under way leave (within REQUEST_TIMEOUT_S), close every connection."""
+        """Stop listening, let the responses under way leave (within CLOSE_S), close every connection."""
         self._closing = True
         if self._server is not None:
             self._server.close()
@@ -93,7 +112,7 @@ class HttpServer:
             if not connection.busy:
                 connection.writer.transport.abort()
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=REQUEST_TIMEOUT_S)
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -109,13 +128,17 @@ class HttpServer:
         connection.task = loop.create_task(self._serve(connection), name=f"status:{connection.peer}")
 
     def _evict(self) -> bool:
-        """Make room: idle clients and slow ones must not keep a probe out. False when every connection is busy."""
-        idle = [c for c in self._connections if not c.busy]
+        """Make room: idle clients and slow ones must not keep a probe out, nor those that have stopped waiting for a
+        response (they closed, as kubelet does at its timeout). False when every connection is busy.
+        """
+        idle = [c for c in self._connections if not c.busy or c.reader.at_eof()]
         if not idle:
             return False
-        oldest = min(idle, key=lambda c: c.since)
+        oldest = min(idle, key=lambda c: (c.busy, c.since))
         del self._connections[oldest]
         oldest.writer.transport.abort()
+        if oldest.busy and oldest.task is not None:
+            oldest.task.cancel()
         return True
 
     async def _serve(self, connection: _Connection) -> None:
@@ -147,12 +170,13 @@ class HttpServer:
         if method == "CONNECT" or head.http_version not in (b"1.0", b"1.1"):
             await self._answer(connection, "", Reply(405 if method == "CONNECT" else 505))
             return False
+        request = _request(method, head, connection.peer)
         try:
-            reply = await self._handler(Request(method, _path(head.target), connection.peer))
+            reply = await self._handler(request)
         except Exception as error:
             _log.error(f"status server: {method} {head.target.decode('ascii', 'replace')[:256]}: {error!r}")
             reply = Reply(500)
-        await self._answer(connection, method, reply)
+        await self._answer(connection, method, reply, compress=accepts_gzip(request.header("accept-encoding")))
         if protocol.our_state is not h11.DONE or protocol.their_state is not h11.DONE:
             return False
         protocol.start_next_cycle()
@@ -193,25 +217,28 @@ class HttpServer:
                 else:
                     return head  # EndOfMessage, or PAUSED after a CONNECT or an upgrade, which no handler accepts
 
-    async def _answer(self, connection: _Connection, method: str, reply: Reply) -> None:
+    async def _answer(self, connection: _Connection, method: str, reply: Reply, *, compress: bool = False) -> None:
         protocol = connection.protocol
-        headers = [
-            ("date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
-            ("content-length", str(len(reply.body))),
-        ]
-        if reply.body:
-            headers.append(("content-type", "text/plain; charset=utf-8"))
+        body = reply.body
+        headers = [("date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())), *reply.headers.items()]
+        if len(body) >= _MIN_COMPRESSED:
+            headers.append(("vary", "accept-encoding"))
+            if compress:
+                headers.append(("content-encoding", "gzip"))
+                body = await gzip(body)
+        headers.append(("content-length", str(len(body))))
+        if body:
+            headers.append(("content-type", reply.content_type))
         if self._closing:
             headers.append(("connection", "close"))
         response = h11.Response(status_code=reply.status, headers=headers, reason=_reason(reply.status))
         parts = [protocol.send(response)]
-        if reply.body and method != "HEAD":
-            parts.append(protocol.send(h11.Data(data=reply.body)))
+        if body and method != "HEAD":
+            parts.append(protocol.send(h11.Data(data=body)))
         parts.append(protocol.send(h11.EndOfMessage()))
         connection.busy = True
-        connection.writer.write(b"".join(part for part in parts if part))
-        async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            await connection.writer.drain()
+        async with asyncio.timeout(_RESPONSE_TIMEOUT_S):
+            await _write(connection.writer, b"".join(part for part in parts if part))
 
     async def _linger(self, connection: _Connection) -> None:
         """Drop what a refused client still sends: a close at once would be a reset, and it would not see why."""
@@ -257,14 +284,26 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     return str(name[0]).removeprefix("::ffff:") if name else ""
 
 
-def _path(target: bytes) -> str:
-    """The path of a request target in origin form, or in absolute form (`http://host/path`)."""
-    text = target.decode("ascii", "replace")
-    if not text.startswith("/"):
-        _, _, rest = text.partition("://")
-        text = "/" + rest.partition("/")[2]
-    return text.partition("?")[0]
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    for at in range(0, len(data), _WRITE_SIZE):
+        writer.write(data[at : at + _WRITE_SIZE])
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            await writer.drain()
+
+
+def _request(method: str, head: h11.Request, peer: str) -> Request:
+    """`head` may have its target in origin form, or in absolute form (`http://host/path`)."""
+    target = head.target.decode("ascii", "replace")
+    if not target.startswith("/"):
+        _, _, rest = target.partition("://")
+        target = "/" + rest.partition("/")[2]
+    path, _, query = target.partition("?")
+    headers = tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in head.headers)
+    return Request(method, path, peer, query, headers)
 
 
 def _reason(status: int) -> bytes:
-    return http.HTTPStatus(status).phrase.encode()
+    try:
+        return http.HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""  # a probe passes on whatever status the application gave

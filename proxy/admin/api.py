@@ -71,6 +71,9 @@ class Server(Protocol):
     async def clusters(self) -> list[dict[str, Any]]:
         """The status of every cluster, added up over the workers."""
 
+    async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many downstream connections are open, and the ``limit`` oldest (proxy.admin.connections.FIELDS)."""
+
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:
         """Close or drain listeners."""

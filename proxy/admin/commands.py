@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from proxy.admin import config_dump, control, info, stats, status
+from proxy.admin import config_dump, connections, control, info, stats, status
 from proxy.admin.console import Console
 from proxy.admin.messages import Request, Response
 
@@ -47,6 +47,9 @@ COMMANDS = (
         Parameter("mask", "only these fields (comma-separated FieldMask); with resource: of each entry"),
         Parameter("name_regex", "only resources whose whole name matches this regular expression (RE2)"),
         Parameter("include_eds", "endpoints as well", flag=True))),
+    Command("/connections", "open downstream connections, the oldest first (not in Envoy)",
+            connections.handle_connections, (
+                _FORMAT, Parameter("limit", f"at most so many (default {connections.DEFAULT_LIMIT})"))),
     Command("/contention", "waiting for locks (with --enable-mutex-tracing)", info.handle_contention),
     Command("/drain_listeners", "stop listening", control.handle_drain_listeners, (
         Parameter("graceful", "keep listening for the drain time while connections are asked to close", flag=True),

@@ -389,6 +389,10 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         if self.stream is not None:
             self.stream.cut()
 
+    def work(self) -> tuple[int, int]:
+        """Requests so far, and those under way."""
+        return self.requests, int(self.stream is not None)
+
     # Timers
 
     def arm(self, kind: int, seconds: float) -> None:

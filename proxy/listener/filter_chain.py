@@ -26,6 +26,10 @@ class ClosableProtocol(asyncio.Protocol):
         """Cut the connection."""
         raise NotImplementedError
 
+    def work(self) -> tuple[int, int]:
+        """Requests so far, and those under way; a connection that knows no requests is one itself (0, 1)."""
+        raise NotImplementedError
+
 
 class NetworkFilter(Protocol):
     """A terminal network filter, made once for each filter chain."""

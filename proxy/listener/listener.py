@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from asyncio import TimerHandle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from proxy.config.model import SocketAddress
@@ -132,6 +132,12 @@ class ActiveListener:
             pending.close()
         for protocol in list(self.connections.values()):
             protocol.close()
+
+    def all_connections(self) -> Iterator[tuple[Connection, ClosableProtocol | None]]:
+        """Open connections with their network filter's side, which those that are still being looked at lack."""
+        yield from self.connections.items()
+        for pending in self.pending:
+            yield pending.connection, None
 
     # The way of a connection
 

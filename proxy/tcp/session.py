@@ -395,6 +395,10 @@ class TcpSession(ConnectionInfo, asyncio.Protocol):
         """End both connections now, as when the listener or the worker ends."""
         self._abort()
 
+    def work(self) -> tuple[int, int]:
+        """Requests so far and under way: it knows none and is one itself."""
+        return 0, 1
+
     def _abort(self) -> None:
         self._finished = self._closed = self._upstream_closed_by_us = True
         upstream = self._upstream

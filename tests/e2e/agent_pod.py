@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0  # seconds for anything that has to happen; generous, because the machine may be busy
+PATIENCE = 30.0  # seconds for anything that has to happen; generous, because the machine may be busy
 _MARKER = "PYSIDECAR_TEST_POD"
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"

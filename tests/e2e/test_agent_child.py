@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.agent_pod import AgentPod, fetch
+from tests.e2e.agent_pod import AgentPod, binary_of, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -57,7 +57,6 @@ def test_arguments_environment_and_descriptors(make_pod: MakePod) -> None:
 @pytest.mark.parametrize(
     ("proxy_config", "text"),
     [
-        ("{}", "ProxyConfig customConfigFile is not set: writing a bootstrap and xDS come later"),
         (
             '{"customConfigFile": "/nonexistent.yaml"}',
             "customConfigFile: cannot read '/nonexistent.yaml': No such file",
@@ -74,6 +73,21 @@ def test_configuration_errors(make_pod: MakePod, proxy_config: str, text: str) -
     assert text in pod.err
     assert pod.err.count("\n") == 1
     assert "Proxy command" not in pod.out
+
+
+def test_a_bootstrap_that_the_proxy_refuses(make_pod: MakePod) -> None:
+    """Without customConfigFile the bootstrap says ADS. Whatever the proxy has to say about it ends in our report."""
+    pod = make_pod()
+    pod.fields = {"statusPort": pod.status, "proxyAdminPort": pod.admin, **binary_of("pysidecar", pod.directory)}
+    pod.start()
+    assert pod.ended() == 255
+    made = pod.directory / "etc/istio/proxy/envoy-rev.json"
+    assert f"-c ./{made.relative_to(pod.directory)}" in pod.out
+    error = next(line for line in pod.err.splitlines() if line.startswith("Error: "))
+    assert error.startswith("Error: the proxy exited with status 1 before it was ready; its last lines: [")
+    assert "dynamic_resources.ads_config: is not supported yet" in error
+    assert "dynamic_resources.ads_config: is not supported yet" in pod.err.partition("Error: ")[0]
+    assert not made.exists()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +132,7 @@ def test_admin_port_without_a_listener(make_pod: MakePod) -> None:
     pod.logged("program started")
     assert fetch(pod.status, "/healthz/ready")[0] == 503
     pod.logged(
-        "The proxy is not ready: GET /stats?usedonly&filter=^(server[.]state|listener_manager[.]workers_started)$"
+        "Envoy proxy is NOT ready: GET /stats?usedonly&filter=^(server[.]state|listener_manager[.]workers_started)$"
     )
     pod.signal(signal.SIGTERM)
     assert pod.ended() == 0
@@ -175,11 +189,10 @@ def test_annotations_and_mesh_configuration_are_read(make_pod: MakePod) -> None:
     overlay = json.dumps({"concurrency": 3, "unheardOf": 1})
     (pod.directory / "etc/istio/pod/annotations").write_text(f"proxy.istio.io/config={json.dumps(overlay)}\n")
     (pod.directory / "etc/istio/config/mesh").write_text("defaultConfig: {drainDuration: 9s, concurrency: 5}\n")
-    pod.start(ISTIO_CPU_LIMIT="8", EXIT_ON_ZERO_ACTIVE_CONNECTIONS="true")
+    pod.start(ISTIO_CPU_LIMIT="8")
     pod.logged("--drain-time-s 9 ")
     pod.logged("--concurrency 3\n")
     pod.logged("annotation proxy.istio.io/config: unknown ProxyConfig field 'unheardOf' is ignored")
-    pod.logged("environment variable EXIT_ON_ZERO_ACTIVE_CONNECTIONS is not honoured yet")
     pod.logged("program started")
     pod.signal(signal.SIGINT)
     assert pod.ended() == 0

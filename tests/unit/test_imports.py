@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "demo": {"demo"},
     "bench": {"bench", "proxy"},
 }
+# One module may do what its package may not: `pilot-agent istio-iptables` is that program, in the same process.
+EXCEPTIONS = {"agent/cli.py": {"init"}}
 BY_NAME = ("__import__", "import_module", "importlib.import_module", "pytest.importorskip")
 
 
@@ -56,7 +58,9 @@ def imports_of(folder: str) -> dict[str, set[str]]:
 def test_package_imports_only_what_it_may(package: str) -> None:
     modules = imports_of(package)
     assert modules, f"no modules in {package}"
-    wrong = {path: names & (set(OURS) - MAY_IMPORT[package]) for path, names in modules.items()}
+    wrong = {
+        path: names & (set(OURS) - MAY_IMPORT[package] - EXCEPTIONS.get(path, set())) for path, names in modules.items()
+    }
     assert not {path: names for path, names in wrong.items() if names}
 
 
@@ -71,7 +75,7 @@ def test_third_party_imports_are_declared(package: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     runtime, extras = declared(project["dependencies"]), project["optional-dependencies"]
     allowed = {
-        "agent": {"h11", "pyyaml"},
+        "agent": {"h11", "h2", "prometheus-client", "pyyaml"},
         "init": {"python-iptables"},  # for one backend, imported when it is asked for
         "bench": runtime | declared(extras["bench"]),
         "tests": runtime | declared(extras["test"]),

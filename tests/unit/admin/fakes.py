@@ -85,6 +85,7 @@ class FakeServer:
         self.workers_started = True
         self.listeners_stopped = 0
         self.worker_restarts = 0
+        self.open: list[dict[str, Any]] = []
         self.lines: list[Any] = []
         self.log_files: Any = SimpleNamespace(logger=lambda config: self.lines.append)
         self.histograms = HistogramStore()
@@ -102,6 +103,9 @@ class FakeServer:
 
     async def clusters(self) -> list[dict[str, Any]]:
         return [cluster_status(cluster) for cluster in self.loaded.message.static_resources.clusters]
+
+    async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        return len(self.open), self.open[:limit]
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

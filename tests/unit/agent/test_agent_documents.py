@@ -1,12 +1,16 @@
 """Documents, downward-API files and environment variables: read, bounded, complained about by name."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from agent import environment, pod_files
+from agent import pod_files
 from agent.documents import DocumentError, describe, parse, parse_mapping, read_text, to_json
+
+ROOT = Path(pod_files.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -111,47 +115,17 @@ def test_no_annotations_file_is_no_warning(tmp_path: Path) -> None:
     assert pod_files.read_annotations(str(tmp_path / "none")) == ({}, "")
 
 
-def test_environment() -> None:
-    env = environment.read(
-        {
-            "ISTIO_CPU_LIMIT": "3",
-            "ENVOY_SKIP_DEPRECATED_LOGS": "F",
-            "ISTIO_ENVOY_ENABLE_CORE_DUMP": "1",
-            "TERMINATION_DRAIN_DURATION_SECONDS": "0",
-            "INSTANCE_IP": "10.0.0.1",
-        }
-    )
-    assert (env.cpu_limit, env.skip_deprecated_logs, env.enable_core_dump) == (3, False, True)
-    assert (env.termination_drain_s, env.instance_ip, env.warnings) == (0, "10.0.0.1", ())
-
-
-def test_environment_defaults() -> None:
-    env = environment.read({"ISTIO_CPU_LIMIT": ""})
-    assert (env.cpu_limit, env.skip_deprecated_logs, env.enable_core_dump) == (0, True, False)
-    assert (env.termination_drain_s, env.proxy_config, env.warnings) == (None, "", ())
+def test_an_empty_document_does_not_import_yaml() -> None:
+    code = "import sys; from agent.documents import parse; print(parse(' \\n'), 'yaml' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "None False\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ISTIO_CPU_LIMIT", "2500m"),
-        ("ISTIO_CPU_LIMIT", "-1"),
-        ("ENVOY_SKIP_DEPRECATED_LOGS", "yes"),
-        ("TERMINATION_DRAIN_DURATION_SECONDS", "5s"),
-    ],
+    ("content", "cpus"),
+    [("2500", 3), ("1000\n", 1), ("1", 1), ("0", 0), ("", 0), ("2.5", 0), ("x" * 100, 0), (None, 0)],
 )
-def test_malformed_values_are_reported_and_replaced(name: str, value: str) -> None:
-    env = environment.read({name: value})
-    assert len(env.warnings) == 1
-    assert f"environment variable {name}: {value!r} is ignored" in env.warnings[0]
-    assert environment.read({}) == environment.Environment(**{**_fields(env), "warnings": ()})
-
-
-def _fields(env: environment.Environment) -> dict[str, object]:
-    return {name: getattr(env, name) for name in env.__slots__}
-
-
-@pytest.mark.parametrize("name", environment.NOT_HONOURED)
-def test_variables_that_are_not_honoured_are_named(name: str) -> None:
-    assert any(name in warning for warning in environment.read({name: "true"}).warnings)
-    assert environment.read({name: ""}).warnings == ()
+def test_cpus_of_the_container(tmp_path: Path, content: str | None, cpus: int) -> None:
+    if content is not None:
+        (tmp_path / "cpu").write_text(content)
+    assert pod_files.read_cpus(str(tmp_path / "cpu")) == cpus

@@ -5,7 +5,17 @@ import pytest
 from agent.durations import format_seconds, parse_go_duration, parse_proto_duration
 from agent.errors import UsageError
 from agent.flags import Flag, describe, parse
-from agent.options import PROXY_FLAGS, VERSION_FLAGS, WAIT_FLAGS, proxy_options, version_options, wait_options
+from agent.options import (
+    PROXY_FLAGS,
+    REQUEST_FLAGS,
+    VERSION_FLAGS,
+    WAIT_FLAGS,
+    RequestOptions,
+    proxy_options,
+    request_options,
+    version_options,
+    wait_options,
+)
 
 FLAGS = (
     Flag("name", "n", "a string"),
@@ -120,23 +130,34 @@ def test_not_a_proto_duration(text: str) -> None:
         parse_proto_duration(text)
 
 
-def test_proxy_options() -> None:
-    arguments = ["router", "extra", "--drainDuration", "1m", "--statusPort=15022", "--zipkinAddress", "z:9411"]
+def test_flags_of_old_pods_become_fields_of_proxy_config() -> None:
+    """Those that an injector of Istio 1.6 wrote; the real program drops them."""
+    arguments = [
+        "router", "extra", "--drainDuration", "1m", "--parentShutdownDuration", "1m0s", "--discoveryAddress", "i:15012",
+        "--zipkinAddress", "z:9411", "--proxyAdminPort", "15100", "--controlPlaneAuthPolicy", "NONE",
+        "--dnsRefreshRate", "300s", "--statusPort=15022", "--trust-domain=example.org", "--controlPlaneBootstrap=false",
+    ]  # fmt: skip
     options = proxy_options(parse(PROXY_FLAGS, arguments, tolerate_unknown=True))
     assert options.node_type == "router"
-    assert options.config_flags == {"drainDuration": "60s", "statusPort": 15022}
-    assert options.unknown == ("--zipkinAddress",)
-    assert options.not_honoured == ()
+    assert options.config_flags == {
+        "drainDuration": "60s",
+        "discoveryAddress": "i:15012",
+        "zipkinAddress": "z:9411",
+        "proxyAdminPort": 15100,
+        "controlPlaneAuthPolicy": "NONE",
+        "statusPort": 15022,
+    }
+    assert (options.trust_domain, options.dns_refresh_rate_s) == ("example.org", 300)
+    assert options.unknown == ()
 
 
 def test_proxy_defaults_to_sidecar() -> None:
     assert proxy_options(parse(PROXY_FLAGS, [], tolerate_unknown=True)).node_type == "sidecar"
 
 
-def test_flags_without_effect_are_named() -> None:
-    arguments = ["--domain", "x", "--serviceCluster=y", "--profiling"]
-    options = proxy_options(parse(PROXY_FLAGS, arguments, tolerate_unknown=True))
-    assert options.not_honoured == ("--domain", "--serviceCluster", "--profiling")
+def test_a_concurrency_of_0_is_not_an_absent_flag() -> None:
+    assert proxy_options(parse(PROXY_FLAGS, ["--concurrency", "0"], tolerate_unknown=True)).concurrency == 0
+    assert proxy_options(parse(PROXY_FLAGS, [], tolerate_unknown=True)).concurrency is None
 
 
 @pytest.mark.parametrize(
@@ -146,6 +167,9 @@ def test_flags_without_effect_are_named() -> None:
         (["ztunnel"], "not supported yet"),
         (["--concurrency", "-1"], "--concurrency: -1"),
         (["--drainDuration", "soon"], "--drainDuration: 'soon' is not a duration"),
+        (["--parentShutdownDuration", "soon"], "--parentShutdownDuration: 'soon' is not a duration"),
+        (["--dnsRefreshRate=0s"], "--dnsRefreshRate: '0s': expected a duration of more than 0s"),
+        (["--stsPort=70000"], "--stsPort: 70000 is out of range: expected 0 to 65535"),
     ],
 )
 def test_proxy_options_refused(arguments: list[str], text: str) -> None:
@@ -170,3 +194,34 @@ def test_wait_options_out_of_range(name: str, value: str) -> None:
 def test_version_output_format() -> None:
     with pytest.raises(UsageError, match='--output must be "json" or "yaml", not "xml"'):
         version_options(parse(VERSION_FLAGS, ["-o", "xml"], tolerate_unknown=False))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["GET", "stats"], RequestOptions(15000, "GET", "/stats", "")),
+        (["get", "/stats?filter=a"], RequestOptions(15000, "GET", "/stats?filter=a", "")),
+        (["POST", "drain", "--debug-port=15020"], RequestOptions(15020, "POST", "/drain", "")),
+        (["--debug-port", "15021", "POST", "x", "body"], RequestOptions(15021, "POST", "/x", "body")),
+    ],
+)
+def test_request_options(arguments: list[str], expected: RequestOptions) -> None:
+    assert request_options(parse(REQUEST_FLAGS, arguments, tolerate_unknown=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["GET"], "request needs METHOD PATH [BODY], not 1 arguments"),
+        (["GET", "a", "b", "c"], "not 4 arguments"),
+        (["GET", "stats", "--debug-port=80"], "--debug-port: 80: expected one of 15000, 15004, 15020, 15021"),
+        (["G ET", "stats"], "METHOD: 'G ET' is not an HTTP method"),
+        (["GET", "a b"], "PATH: '/a b' is not a path"),
+        (["GET", "a\r\nhost: x"], "is not a path"),
+        (["GET", "ä"], "is not a path"),
+    ],
+)
+def test_request_options_refused(arguments: list[str], text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        request_options(parse(REQUEST_FLAGS, arguments, tolerate_unknown=False))
+    assert text in str(error.value)

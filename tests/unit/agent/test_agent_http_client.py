@@ -12,7 +12,7 @@ from agent.admin import Admin, AdminError
 from agent.errors import AgentError
 from agent.http import client
 from agent.http.blocking import Target, get, parse_url
-from agent.http.exchange import Exchange, HttpError
+from agent.http.exchange import Budget, Exchange, HttpError
 from agent.options import WaitOptions
 from agent.wait import wait_until_ready
 
@@ -272,3 +272,53 @@ def test_admin_ready_and_drain(peer: Callable[..., Peer]) -> None:
         b"POST /drain_listeners?inboundonly&graceful HTTP/1.1",
         b"POST /drain_listeners?graceful HTTP/1.1",
     ]
+
+
+def answered(exchange: Exchange, wire: bytes) -> bytes | None:
+    response = exchange.receive(wire)
+    return None if response is None else response.body
+
+
+def test_a_body_may_be_cut_instead_of_refused() -> None:
+    wire = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
+    exchange = Exchange("GET", "/", "h", max_body=10, truncate=True)
+    assert answered(exchange, wire + b"x" * 10) is None  # there may be no more
+    assert answered(exchange, b"x") == b"x" * 10
+    assert not exchange.reusable
+
+
+@pytest.mark.parametrize(
+    ("wire", "reusable"),
+    [
+        (OK, True),
+        (CHUNKED, True),
+        (OK + b"HTTP/1.1 200 OK\r\n", False),  # an answer that nobody asked for
+        (OK.replace(b"OK\r\n", b"OK\r\nconnection: close\r\n"), False),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", False),
+    ],
+)
+def test_when_a_connection_may_be_kept(wire: bytes, reusable: bool) -> None:
+    exchange = Exchange("GET", "/", "h", max_body=10, keep_alive=True)
+    assert answered(exchange, wire) is not None
+    assert exchange.reusable is reusable
+
+
+def test_several_bodies_share_a_budget() -> None:
+    budget = Budget(8)
+    assert answered(Exchange("GET", "/", "h", max_body=10, budget=budget), OK) == b"ready"
+    with pytest.raises(HttpError, match="all responses together are too large"):
+        Exchange("GET", "/", "h", max_body=10, budget=budget).receive(OK)
+
+
+def test_headers_of_a_request_and_of_its_response() -> None:
+    exchange = Exchange("GET", "/", "h", max_body=10, headers=[("User-Agent", "x"), ("A", "\xe9")])
+    assert exchange.request == (
+        b"GET / HTTP/1.1\r\nHost: h\r\nUser-Agent: x\r\nA: \xe9\r\nConnection: close\r\n\r\n".replace(b"Host", b"host")
+        .replace(b"Connection", b"connection")
+    )  # fmt: skip
+    response = exchange.receive(OK.replace(b"OK\r\n", b"OK\r\nX-Y: 1\r\nx-y: 2\r\n"))
+    assert response is not None
+    assert (response.header(b"x-y"), response.header(b"z")) == ("1", "")
+    for bad in (("a b", "c"), ("a", "b\r\nc: d"), ("a", "\u4e16"), ("\xe9", "c")):
+        with pytest.raises(HttpError, match="not a valid request"):
+            Exchange("GET", "/", "h", max_body=10, headers=[bad])

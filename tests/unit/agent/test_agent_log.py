@@ -69,3 +69,11 @@ def test_a_message_is_one_line(tmp_path: Path) -> None:
     log.configure(LogOptions((str(tmp_path / "log"),), False, "", "", ""))
     log.scope().info("one\ntwo\x1b[31m\udcff")
     assert (tmp_path / "log").read_text().split("\t")[2] == "one\\ntwo\\x1b[31m\\udcff\n"
+
+
+@pytest.mark.parametrize(("verbosity", "lines"), [(0, 0), (4, 1)])
+def test_vklog_is_the_debug_level_of_one_scope(tmp_path: Path, verbosity: int, lines: int) -> None:
+    log.configure(LogOptions((str(tmp_path / "log"),), False, "", "default:none", "", verbosity))
+    log.scope("klog").debug("d")
+    log.scope("dns").debug("d")
+    assert len((tmp_path / "log").read_text().splitlines()) == lines

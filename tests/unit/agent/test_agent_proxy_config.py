@@ -1,32 +1,22 @@
 """ProxyConfig: sources and their order, validation, and the proxy's arguments in every recorded case."""
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_loading import load
 
-from agent import addresses, child_command, cli, custom_config, environment, proxy_command, proxy_config
+from agent import addresses, child_command, custom_config, proxy_config, proxy_config_schema
 from agent.errors import ConfigError, UsageError
-from agent.flags import parse
-from agent.options import PROXY_FLAGS, ProxyOptions, proxy_options
-
-RECORDED = Path(cli.__file__).parents[2] / "shared/istio/bootstrap/cases.json"
-
-
-def options(*arguments: str) -> ProxyOptions:
-    return proxy_options(parse(PROXY_FLAGS, ["--meshConfig", "/nonexistent", *arguments], tolerate_unknown=True))
 
 
 def effective(
     document: Any = None, *arguments: str, annotations: dict[str, str] | None = None, **variables: str
-) -> tuple[proxy_config.ProxyConfig, list[str]]:
-    warnings: list[str] = []
-    text = document if isinstance(document, str) else json.dumps(document or {})
-    env = environment.read({"PROXY_CONFIG": text, **variables})
-    return proxy_command.effective_config(options(*arguments), env, annotations or {}, warnings), warnings
+) -> tuple[proxy_config.ProxyConfig, tuple[str, ...]]:
+    settings = load(document, *arguments, annotations=annotations, **variables)
+    return settings.config, settings.warnings
 
 
 def test_defaults() -> None:
@@ -34,7 +24,7 @@ def test_defaults() -> None:
     assert (config.config_path, config.binary_path) == ("./etc/istio/proxy", "/usr/local/bin/envoy")
     assert (config.drain_duration_s, config.termination_drain_duration_s) == (45, 5)
     assert (config.status_port, config.proxy_admin_port, config.concurrency) == (15020, 15000, None)
-    assert warnings == []
+    assert warnings == ()
 
 
 def test_order_of_sources(tmp_path: Path) -> None:
@@ -112,6 +102,36 @@ def test_snake_case_names() -> None:
         ({"binaryPath": "a\0b"}, "binaryPath"),
         ({"customConfigFile": ["x"]}, 'customConfigFile: ["x"]: expected a string'),
         ({"statusPort": 1, "status_port": 2}, "ProxyConfig field statusPort is given twice"),
+        ({"discoveryAddress": "istiod"}, 'discoveryAddress: "istiod": expected host:port'),
+        ({"discoveryAddress": ""}, 'discoveryAddress: "": expected host:port'),
+        ({"discoveryAddress": "a:99999"}, "a port from 1 to 65535"),
+        ({"discoveryAddress": "a b:1"}, "expected host:port"),
+        ({"controlPlaneAuthPolicy": "SOME"}, "expected one of NONE, MUTUAL_TLS, INHERIT"),
+        ({"interceptionMode": 9}, "interceptionMode: 9: expected one of REDIRECT, TPROXY, NONE"),
+        ({"tracing": {"zipkin": {"address": "zipkin"}}}, 'tracing.zipkin.address: "zipkin": expected host:port'),
+        ({"tracing": {"zipkin": {"address": "a:1"}, "datadog": {"address": "a:1"}}}, "only one of zipkin, datadog"),
+        ({"tracing": {"sampling": 101}}, "tracing.sampling: 101: expected a percentage"),
+        ({"tracing": []}, "tracing: []: expected a mapping of field names"),
+        (
+            {"proxyStatsMatcher": {"inclusionPrefixes": "x"}},
+            'proxyStatsMatcher.inclusionPrefixes: "x": expected a list',
+        ),
+        (
+            {"proxyStatsMatcher": {"inclusionPrefixes": [1]}},
+            "proxyStatsMatcher.inclusionPrefixes[0]: 1: expected a str",
+        ),
+        ({"proxyMetadata": {"a": 1}}, "proxyMetadata.a: 1: expected a string"),
+        ({"proxyMetadata": "x"}, 'proxyMetadata: "x": expected a mapping'),
+        ({"statsCompression": "yes"}, 'statsCompression: "yes": expected true or false'),
+        (
+            {"connectionSettings": {"globalDownstreamConnectionLimit": -1}},
+            "globalDownstreamConnectionLimit: -1: expected",
+        ),
+        ({"readinessProbe": {"httpGet": {"port": 0}}}, "readinessProbe.httpGet.port: 0: expected an integer from 1"),
+        (
+            {"proxyHeaders": {"server": {"value": "a", "Value": 1, "disabled": 1}}},
+            "proxyHeaders.server.disabled: 1: exp",
+        ),
         ("[1]", "PROXY_CONFIG is not a ProxyConfig document: expected a mapping"),
         ("a: [", "PROXY_CONFIG is not a ProxyConfig document:"),
     ],
@@ -131,6 +151,103 @@ def test_all_errors_at_once() -> None:
     assert 'annotation status.sidecar.istio.io/port: "many": expected an integer from 0' in str(error.value)
 
 
+def test_canonical_form() -> None:
+    """What istiod gets: one spelling, enums by name, no zero values but those of wrappers and messages."""
+    config, warnings = effective(
+        {
+            "interception_mode": 0,
+            "control_plane_auth_policy": 0,
+            "stat_name_length": "200",
+            "stats_compression": False,
+            "extraStatTags": [],
+            "tracing": {"zipkin": {"address": "z:1"}, "max_path_tag_length": 0, "noSuch": 1},
+            "gatewayTopology": {"numTrustedProxies": 1.0, "forwardClientCertDetails": 3, "proxyProtocol": {}},
+            "fileFlushInterval": "2.500s",
+            "proxyHeaders": {"requestId": {"disabled": False}},
+        }
+    )
+    made = {name: value for name, value in config.document.items() if config.sources[name] != proxy_config.DEFAULT}
+    assert made == {
+        "statNameLength": 200,
+        "statsCompression": False,
+        "tracing": {"zipkin": {"address": "z:1"}},
+        "gatewayTopology": {
+            "numTrustedProxies": 1,
+            "forwardClientCertDetails": "APPEND_FORWARD",
+            "proxyProtocol": {},
+        },
+        "fileFlushInterval": "2.5s",
+        "proxyHeaders": {"requestId": {"disabled": False}},
+    }
+    assert warnings == ("PROXY_CONFIG: unknown ProxyConfig field 'tracing.noSuch' is ignored",)
+
+
+def test_metadata_and_headers_are_merged_within_and_the_rest_is_replaced() -> None:
+    config, _ = effective(
+        {"proxyMetadata": {"a": "1", "b": "1"}, "runtimeValues": {"a": "1"}, "proxyHeaders": {"requestId": {}}},
+        annotations={
+            "proxy.istio.io/config": "proxyMetadata: {b: '2'}\nruntimeValues: {b: '2'}\nproxyHeaders: {server: {}}\n"
+        },
+    )
+    assert config.proxy_metadata == {"a": "1", "b": "2"}
+    assert config.document["runtimeValues"] == {"b": "2"}
+    assert config.document["proxyHeaders"] == {"requestId": {}, "server": {}}
+
+
+def test_service_cluster_and_tracing_service_name_displace_each_other() -> None:
+    config, _ = effective({"tracingServiceName": "APP_LABEL_AND_NAMESPACE"})
+    assert "serviceCluster" not in config.document
+    assert config.document["tracingServiceName"] == "APP_LABEL_AND_NAMESPACE"
+    both, _ = effective({"tracingServiceName": 1}, annotations={"proxy.istio.io/config": "serviceCluster: x"})
+    assert (both.document["serviceCluster"], "tracingServiceName" in both.document) == ("x", False)
+
+
+def test_the_empty_service_cluster_is_the_flag() -> None:
+    assert effective({"serviceCluster": ""}, "--serviceCluster=x")[0].document["serviceCluster"] == "x"
+    with pytest.raises(ConfigError, match="flag --serviceCluster: serviceCluster: expected a name"):
+        effective({"serviceCluster": ""}, "--serviceCluster=")
+    assert effective({"serviceCluster": "y"}, "--serviceCluster=x")[0].document["serviceCluster"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("address", "valid"), [("istiod-2:15012", True), ("[::1]:80", True), ("istiod", False), ("", False)]
+)
+def test_discovery_address_annotation(address: str, valid: bool) -> None:
+    annotations = {"sidecar.istio.io/discoveryAddress": address}
+    if valid:
+        config = effective({"discoveryAddress": "a:1"}, annotations=annotations)[0]
+        assert (config.discovery_address, config.document["discoveryAddress"]) == (address, address)
+    else:
+        with pytest.raises(ConfigError, match="annotation sidecar.istio.io/discoveryAddress"):
+            effective(annotations=annotations)
+
+
+def test_statsd_is_resolved_or_left_out_with_a_warning() -> None:
+    given = {"statsdUdpAddress": "statsd.example:9125"}
+    settings = load(given, resolve_host=lambda host, _port: {"statsd.example": "fd00::7"}[host])
+    assert settings.config.document["statsdUdpAddress"] == "[fd00::7]:9125"
+
+    def fails(_host: str, _port: int) -> str:
+        raise OSError("no such host")
+
+    settings = load(given, resolve_host=fails)
+    assert "statsdUdpAddress" not in settings.config.document
+    assert "statsdUdpAddress 'statsd.example' is left out: no such host" in settings.warnings[0]
+
+
+@pytest.mark.parametrize("name", proxy_config_schema.FIELDS)
+def test_no_field_takes_just_anything(name: str) -> None:
+    for value in (object, [{}], {"no": {"such": ["thing"]}}, True, 1e300, "\0"):
+        notes: list[str] = []
+        try:
+            made = proxy_config_schema.FIELDS[name].read(value, name, notes)
+        except proxy_config_schema.Invalid as error:
+            assert error.at.startswith(name)
+            assert str(error).startswith(("expected", "the field", "'"))
+        else:
+            assert notes or made == value
+
+
 @pytest.mark.parametrize("content", ["a: [", "- x", "defaultConfig: 5"])
 def test_mesh_file_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "mesh").write_text(content)
@@ -139,53 +256,48 @@ def test_mesh_file_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_what_is_not_honoured_is_named() -> None:
-    every = {**dict.fromkeys(proxy_config.NOT_HONOURED, {}), "image": {}, "holdApplicationUntilProxyStarts": True}
-    _, warnings = effective({**every, "noSuchField": 1})
+    given = {
+        "caCertificatesPem": ["x"],
+        "privateKeyProvider": {"qat": {}},
+        "readinessProbe": {"tcpSocket": {"port": 1}},
+    }
+    assert given.keys() == proxy_config.NOT_HONOURED.keys()
+    _, warnings = effective({**given, "image": {}, "holdApplicationUntilProxyStarts": True, "noSuchField": 1})
     text = "\n".join(warnings)
     assert all(name in text for name in proxy_config.NOT_HONOURED)
     assert "unknown ProxyConfig field 'noSuchField' is ignored" in text
     assert "image" not in text
-    assert len(warnings) < 10
+    assert len(warnings) == 4
 
 
-def test_every_honoured_field_is_honoured() -> None:
-    """Each field of the table, set to something else than its default, changes the effective configuration."""
+def test_fields_that_older_releases_had_are_accepted() -> None:
+    config, warnings = effective(
+        {"parentShutdownDuration": "60s", "connectTimeout": "1s", "discoveryRefreshDelay": "1s"}
+    )
+    assert warnings == ()
+    assert "parentShutdownDuration" not in config.document
+
+
+def test_every_field_of_the_agent_has_its_effect() -> None:
+    """Each, set to something else than its default, changes one value of the effective configuration."""
     values = {
         "configPath": "x", "binaryPath": "x", "customConfigFile": "x", "drainDuration": "9s", "concurrency": 9,
         "terminationDrainDuration": "9s", "statusPort": 9, "proxyAdminPort": 9, "fileFlushInterval": "9s",
-        "fileFlushMinSizeKb": 9,
+        "fileFlushMinSizeKb": 9, "proxyBootstrapTemplatePath": "x", "discoveryAddress": "x:9",
+        "controlPlaneAuthPolicy": "NONE", "statsdUdpAddress": "10.0.0.1:9", "proxyMetadata": {"a": "b"},
     }  # fmt: skip
-    assert values.keys() == proxy_config.HONOURED.keys()
     plain = effective()[0]
     for name, value in values.items():
         config = effective({name: value})[0]
         changed = {slot for slot in plain.__slots__ if getattr(config, slot) != getattr(plain, slot)}
-        assert len(changed - {"sources"}) == 1, name
-        assert config.sources == {name: "PROXY_CONFIG"}
-
-
-def recorded_cases() -> list[Any]:
-    if RECORDED.exists():
-        return list(json.loads(RECORDED.read_text()))
-    return [pytest.param(None, marks=pytest.mark.skip(reason=f"no recorded data at {RECORDED}"))]
-
-
-@pytest.mark.parametrize("case", recorded_cases(), ids=lambda case: case and case["name"])
-def test_arguments_equal_those_of_the_real_program(case: dict[str, Any]) -> None:
-    warnings: list[str] = []
-    parsed = parse(PROXY_FLAGS, case["args"][1:], tolerate_unknown=True)
-    given = {"configPath": "CONFIG_PATH", **case["proxy_config"]}  # the recorder's folder, by its stand-in
-    env = environment.read({**case["env"], "PROXY_CONFIG": json.dumps(given)})
-    config = proxy_command.effective_config(proxy_options(parsed), env, {}, warnings)
-    ips = addresses.node_addresses(env.instance_ip, case["interface_addresses"])
-    words = child_command.arguments(config, proxy_options(parsed), env, addresses.ip_version(ips))
-    assert list(words) == case["proxy_args"]
+        assert len(changed - {"sources", "document"}) == 1, name
+        assert config.sources == {**plain.sources, name: "PROXY_CONFIG"}
 
 
 def arguments_for(document: Any, *arguments: str, override: str = "", **variables: str) -> list[str]:
-    config, _ = effective(document, *arguments)
-    env = environment.read(variables)
-    return list(child_command.arguments(config, options(*arguments), env, "v6", override))
+    settings = load(document, *arguments, interfaces=["fd00::9"], **variables)
+    file = settings.config.custom_config_file or f"{settings.config.config_path}/envoy-rev.json"
+    return list(child_command.arguments(settings, file, override))
 
 
 def test_optional_arguments() -> None:

@@ -1,22 +1,27 @@
 """The status server: routes, readiness, and clients that mean no good."""
 
 import asyncio
-import re
+import gzip
+import json
 import socket
 import time
+import zlib
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
 
-from agent.admin import Admin, AdminError
 from agent.errors import AgentError
-from agent.status import http_server
+from agent.status import compression, http_server
 from agent.status.http_server import HttpServer, Reply, Request
+from agent.status.options import StatusOptions
 from agent.status.readiness import Readiness
-from agent.status.server import StatusServer
+from agent.status.server import Hooks, StatusServer
+from tests.unit.agent.status_tools import LIVE, Called, FakeAdmin, statuses
 
 GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST_GET = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
 async def echo(request: Request) -> Reply:
@@ -54,10 +59,6 @@ async def talk(server: HttpServer, *parts: bytes, eof: bool = False) -> bytes:
         return b"reset"
     finally:
         writer.transport.abort()
-
-
-def statuses(data: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", data)]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,10 @@ def test_busy_connections_are_never_dropped_for_new_ones(monkeypatch: pytest.Mon
 
     async def play(server: HttpServer) -> None:
         loop = asyncio.get_running_loop()
-        busy = [loop.create_task(talk(server, GET, eof=True)) for _ in range(2)]
+        busy = [loop.create_task(talk(server, LAST_GET)) for _ in range(2)]
         await started.acquire()
         await started.acquire()
-        assert await talk(server, GET) in (b"", b"reset")
+        assert await talk(server, LAST_GET) in (b"", b"reset")
         release.set()
         assert [statuses(await each) for each in busy] == [[200], [200]]
 
@@ -199,151 +200,217 @@ def test_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
 
         async def run() -> None:
-            await StatusServer(readiness(FakeAdmin({})), lambda: None).start(port)
+            await StatusServer(StatusOptions(port), readiness(FakeAdmin({})), Called().hooks()).start()
 
         with pytest.raises(AgentError, match=rf"listen on port {port} \(statusPort\): Address already in use"):
             asyncio.run(run())
 
 
-class FakeAdmin(Admin):
-    """Answers from a mapping; counts what it is asked."""
-
-    def __init__(self, stats: dict[str, int] | Exception, live: bool = True) -> None:
-        super().__init__(("127.0.0.1",), 1)
-        self.answer = stats
-        self.live = live
-        self.asked: list[str] = []
-        self.gate: asyncio.Event | None = None
-
-    async def stats(self, pattern: str, timeout_s: float) -> dict[str, int]:
-        self.asked.append(pattern)
-        if self.gate:
-            await self.gate.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    async def is_live(self, timeout_s: float) -> bool:
-        self.asked.append("/ready")
-        return self.live
-
-
-def readiness(admin: FakeAdmin, awaits: tuple[str, ...] = ()) -> Readiness:
-    return Readiness(admin, awaits, time.monotonic())
-
-
-LIVE = {"server.state": 0, "listener_manager.workers_started": 1}
-UPDATES = {"cluster_manager.cds.update_success": 1, "listener_manager.lds.update_success": 1}
+def readiness(admin: FakeAdmin, awaits: tuple[str, ...] = (), **more: Any) -> Readiness:
+    return Readiness(admin, awaits, time.monotonic(), **more)
 
 
 @pytest.mark.parametrize(
-    ("awaits", "stats", "live", "reason"),
+    ("request_", "status", "called"),
     [
-        ((), LIVE, False, ""),
-        ((), {**LIVE, "server.state": 3}, False, "server state is INITIALIZING"),
-        ((), {**LIVE, "server.state": 9}, False, "server state is 9"),
-        ((), {**LIVE, "listener_manager.workers_started": 0}, False, "workers have not started"),
-        ((), {}, True, ""),  # statistics left out by the file: /ready decides
-        ((), {}, False, "does not answer /ready with 200"),
-        ((), AdminError("refused"), False, "refused"),
-        (("cds", "lds"), {**LIVE, **UPDATES}, False, ""),
-        (("cds", "lds"), LIVE, True, "cds updates: not received, lds updates: not received"),
-        (
-            ("cds", "lds"),
-            {**LIVE, "cluster_manager.cds.update_success": 1, "listener_manager.lds.update_rejected": 2},
-            True,
-            "cds updates: received, lds updates: rejected 2 times",
-        ),
-        (("lds",), {**LIVE, "listener_manager.lds.update_success": 1}, False, ""),
+        (Request("GET", "/healthz/ready", "10.0.0.1"), 200, ""),
+        (Request("POST", "/healthz/ready", "10.0.0.1"), 200, ""),
+        (Request("GET", "/healthz/ready/", "127.0.0.1"), 404, ""),
+        (Request("GET", "/", "127.0.0.1"), 404, ""),
+        (Request("POST", "/quitquitquit", "127.0.0.1"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "127.0.0.6"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "::1"), 200, "quit"),
+        (Request("POST", "/quitquitquit", "10.0.0.1"), 403, ""),
+        (Request("GET", "/quitquitquit", "10.0.0.1"), 403, ""),
+        (Request("GET", "/quitquitquit", "127.0.0.1"), 405, ""),
+        (Request("POST", "/drain", "127.0.0.1"), 200, "drain"),
+        (Request("POST", "/drain", "fe80::1"), 403, ""),
+        (Request("PUT", "/drain", "::1"), 405, ""),
+        (Request("GET", "/app-health/app/livez", "10.0.0.1"), 400, ""),
+        (Request("GET", "/app-lifecycle/app/prestopz", "10.0.0.1"), 400, ""),
+        (Request("GET", "/stats/prometheus", "10.0.0.1"), 200, ""),
+        (Request("POST", "/metrics", "10.0.0.1"), 200, ""),
+        (Request("GET", "/debug/drain", "10.0.0.1"), 403, ""),
+        (Request("GET", "/debug/nothing", "10.0.0.1"), 403, ""),
+        (Request("GET", "/debug/drain", "::1"), 200, ""),
+        (Request("GET", "/debug/ndsz", "::1"), 404, ""),
+        (Request("GET", "/debug/pprof/", "::1"), 200, ""),
+        (Request("GET", "/debug/pprof/cmdline", "::1"), 200, ""),
+        (Request("GET", "/debug/pprof/profile", "::1"), 404, ""),
+        (Request("GET", "/debug/pprof/x", "::1"), 404, ""),
+        (Request("GET", "/debug/nothing", "::1"), 404, ""),
     ],
 )
-def test_readiness(
-    awaits: tuple[str, ...], stats: Any, live: bool, reason: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    checks = readiness(FakeAdmin(stats, live), awaits)
-    assert asyncio.run(checks.check()) is (reason == "")
-    out = capfd.readouterr().out
-    assert reason in out
-    assert ("The proxy is ready (" in out) == (reason == "")
-
-
-def test_readiness_passes_once_and_for_all() -> None:
-    admin = FakeAdmin({**LIVE, **UPDATES})
-    checks = readiness(admin, ("cds", "lds"))
-
-    async def run() -> None:
-        assert await checks.check()
-        admin.answer = AdminError("gone")
-        assert await checks.check()
-        assert len(admin.asked) == 2
-        checks.shut_down()
-        assert not await checks.check()
-
-    asyncio.run(run())
-
-
-def test_a_flood_of_probes_is_one_check() -> None:
-    admin = FakeAdmin(LIVE)
-
-    async def run() -> list[bool]:
-        admin.gate = asyncio.Event()
-        checks = readiness(admin)
-        many = asyncio.gather(*(checks.check() for _ in range(100)))
-        await asyncio.sleep(0)
-        admin.gate.set()
-        return await many
-
-    assert asyncio.run(run()) == [True] * 100
-    assert len(admin.asked) == 1
-
-
-def test_the_same_reason_is_logged_once(capfd: pytest.CaptureFixture[str]) -> None:
-    admin = FakeAdmin(AdminError("refused"))
-    checks = readiness(admin)
-
-    async def run() -> None:
-        for _ in range(5):
-            assert not await checks.check()
-        admin.answer = {**LIVE, "server.state": 2}
-        assert not await checks.check()
-
-    asyncio.run(run())
-    assert capfd.readouterr().out.count("not ready") == 2
-
-
-def test_shut_down_while_a_check_is_under_way() -> None:
-    admin = FakeAdmin(LIVE)
-
-    async def run() -> bool:
-        admin.gate = asyncio.Event()
-        checks = readiness(admin)
-        check = asyncio.get_running_loop().create_task(checks.check())
-        await asyncio.sleep(0)
-        checks.shut_down()
-        admin.gate.set()
-        return await check
-
-    assert asyncio.run(run()) is False
-
-
-@pytest.mark.parametrize(
-    ("request_", "status", "quits"),
-    [
-        (Request("GET", "/healthz/ready", "10.0.0.1"), 200, 0),
-        (Request("POST", "/healthz/ready", "10.0.0.1"), 200, 0),
-        (Request("POST", "/quitquitquit", "127.0.0.1"), 200, 1),
-        (Request("POST", "/quitquitquit", "127.0.0.6"), 200, 1),
-        (Request("POST", "/quitquitquit", "::1"), 200, 1),
-        (Request("POST", "/quitquitquit", "10.0.0.1"), 403, 0),
-        (Request("GET", "/quitquitquit", "10.0.0.1"), 403, 0),
-        (Request("GET", "/quitquitquit", "127.0.0.1"), 405, 0),
-        (Request("GET", "/", "127.0.0.1"), 404, 0),
-        (Request("POST", "/drain", "127.0.0.1"), 404, 0),
-        (Request("GET", "/healthz/ready/", "127.0.0.1"), 404, 0),
-    ],
-)
-def test_routes(request_: Request, status: int, quits: int) -> None:
-    called: list[None] = []
-    server = StatusServer(readiness(FakeAdmin(LIVE)), lambda: called.append(None))
+def test_routes(request_: Request, status: int, called: str) -> None:
+    calls = Called()
+    options = StatusOptions(15020, merge_proxy_stats=False)
+    server = StatusServer(options, readiness(FakeAdmin(LIVE)), calls.hooks())
     assert asyncio.run(server._answer(request_)).status == status
-    assert len(called) == quits
+    assert calls.names == ([called] if called else [])
+
+
+def answer(options: StatusOptions, hooks: Hooks, path: str, method: str = "GET", peer: str = "127.0.0.1") -> Reply:
+    server = StatusServer(options, readiness(FakeAdmin(LIVE)), hooks)
+    return asyncio.run(server._answer(Request(method, path, peer)))
+
+
+def test_a_drain_that_cannot_start_is_told() -> None:
+    reply = answer(StatusOptions(15020), Called(AgentError("no proxy yet")).hooks(), "/drain", "POST")
+    assert (reply.status, reply.body) == (503, b"the drain could not be started: no proxy yet\n")
+
+
+def test_metrics_for_this_host_only() -> None:
+    options = StatusOptions(15020, merge_proxy_stats=False, metrics_localhost_only=True)
+    assert answer(options, Called().hooks(), "/stats/prometheus", peer="10.0.0.1").status == 403
+    assert answer(options, Called().hooks(), "/metrics", peer="::1").status == 200
+
+
+def test_debug_pages() -> None:
+    options = StatusOptions(15020)
+    report = {"draining": True, "connections": [{"peer": "10.0.0.2:4711", "age_s": 3.5}]}
+    hooks = Called().hooks(drain_report=lambda: report, name_table=lambda: '{"table": {}}')
+    drain = answer(options, hooks, "/debug/drain")
+    assert (json.loads(drain.body), drain.content_type) == (report, "application/json")
+    assert json.loads(answer(options, Called().hooks(), "/debug/drain").body) == {"draining": False}
+    assert answer(options, hooks, "/debug/ndsz").body == b'{"table": {}}\n'
+    assert answer(options, Called().hooks(), "/debug/ndsz").body == b"{}\n"
+    stacks = answer(options, hooks, "/debug/pprof/goroutine").body.decode()
+    assert "task " in stacks and "thread " in stacks and "test_agent_status.py" in stacks
+    assert b"no Go program" in answer(options, hooks, "/debug/pprof/heap").body
+    assert answer(StatusOptions(15020, profiling=False), hooks, "/debug/pprof/").status == 404
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "size", "compressed"),
+    [
+        ("gzip", 2000, True),
+        ("br, GZIP;q=0.5", 2000, True),
+        ("*", 2000, True),
+        ("gzip", 100, False),
+        ("", 2000, False),
+        ("gzip;q=0", 2000, False),
+        ("gzip;q=0.000, *", 2000, False),
+        ("br", 2000, False),
+    ],
+)
+def test_compression(accept_encoding: str, size: int, compressed: bool) -> None:
+    body = (b"0123456789" * (size // 10 + 1))[:size]
+
+    async def big(_request: Request) -> Reply:
+        return Reply(200, body)
+
+    wire = f"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept-encoding: {accept_encoding}\r\n\r\n"
+    head, _, got = with_server(lambda server: talk(server, wire.encode()), big).partition(b"\r\n\r\n")
+    assert (b"content-encoding: gzip" in head) is compressed
+    assert (gzip.decompress(got) if compressed else got) == body
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"plain", "bad compressed body"),
+        (gzip.compress(b"x" * 1001), "larger than 1000 bytes"),
+        (gzip.compress(b"x" * 100_000_000, 1), "larger than 1000 bytes"),
+        (gzip.compress(b"x" * 1000)[:-9], "cut off"),
+    ],
+)
+def test_bad_compressed_bodies(data: bytes, message: str) -> None:
+    assert compression.decompress(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert compression.decompress(zlib.compress(b"x" * 1000), 1000) == b"x" * 1000
+    with pytest.raises(ValueError, match=message):
+        compression.decompress(data, 1000)
+
+
+def test_a_large_response_and_a_client_that_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"x" * 20_000_000
+
+    async def big(_request: Request) -> Reply:
+        return Reply(200, body)
+
+    answer = with_server(lambda server: talk(server, GET, eof=True), big)
+    assert answer.endswith(body)
+    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.05)
+
+    async def stall(server: HttpServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1000)
+        writer.write(GET)
+        await asyncio.wait({each.task for each in await accepted(server) if each.task})
+        writer.transport.abort()
+
+    with_server(stall, big)
+
+
+async def accepted(server: HttpServer) -> list[http_server._Connection]:
+    while not server._connections:
+        await asyncio.sleep(0)
+    return list(server._connections)
+
+
+def test_clients_that_stopped_waiting_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kubelet closes at its timeout; a hook that hangs must not hold a place for ever."""
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+    hang = asyncio.Event()
+    entered = 0
+
+    async def handler(request: Request) -> Reply:
+        nonlocal entered
+        if request.path == "/hang":
+            entered += 1
+            await hang.wait()
+        return Reply(200)
+
+    async def play(server: HttpServer) -> None:
+        for count in (1, 2):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n")
+            while entered < count:
+                await asyncio.sleep(0)
+            writer.close()
+        while not all(each.reader.at_eof() for each in server._connections):
+            await asyncio.sleep(0)
+        assert statuses(await talk(server, GET, eof=True)) == [200]
+        hang.set()
+
+    with_server(play, handler)
+
+
+def test_close_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSE_S", 0.01)
+    entered, never = asyncio.Event(), asyncio.Event()
+
+    async def hang(_request: Request) -> Reply:
+        entered.set()
+        await never.wait()
+        return Reply(200)
+
+    async def play(server: HttpServer) -> bytes:
+        loop = asyncio.get_running_loop()
+        client = loop.create_task(talk(server, GET))
+        await entered.wait()
+        await server.close()
+        return await client
+
+    assert statuses(with_server(play, hang)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_requests_are_answered_or_closed(seed: int) -> None:
+    """Whatever arrives, the next client is served and nothing is left behind."""
+    random = Random(seed)
+    samples = [
+        LAST_GET,
+        b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc",
+        b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        b"GET http://x/y?z HTTP/1.0\r\naccept-encoding: gzip\r\n\r\n",
+    ]
+
+    async def play(server: HttpServer) -> None:
+        for _ in range(60):
+            data = bytearray(random.choice(samples))
+            for _ in range(random.randrange(1, 8)):
+                data[random.randrange(len(data))] = random.randrange(256)
+            answer = await talk(server, bytes(data), eof=True)
+            assert set(statuses(answer)) <= {200, 400, 405, 413, 431, 501, 505}
+        assert statuses(await talk(server, LAST_GET)) == [200]
+
+    with_server(play)

@@ -1,0 +1,65 @@
+"""`pilot-agent proxy --explain-config`: every effective setting, its value and where it came from."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from agent.effective import FLAGS
+from agent.environment import DEFAULT, variables_of
+from agent.settings import GROUPS, AgentSettings
+
+_MAX_VALUE = 400
+# A tracer's key. It is not printed, as the log is read by more people than the pod's manifest.
+_SECRET = "accessToken"
+
+
+def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    """(name, value as JSON, source): flags, then ProxyConfig, then environment variables group by group."""
+    yield "type", _shown(settings.options.node_type), "argument"
+    for flag, field in FLAGS.items():
+        yield f"--{flag}", _shown(getattr(settings.options, field)), settings.origins[f"--{flag}"]
+    yield "domain", _shown(settings.domain), "flag" if settings.options.domain else "POD_NAMESPACE"
+    yield "addresses", _shown(settings.addresses), "INSTANCE_IP and interfaces"
+    for name, value in sorted(settings.config.document.items()):
+        yield f"ProxyConfig {name}", _shown(value), settings.config.sources.get(name, DEFAULT)
+    if "concurrency" not in settings.config.document:
+        yield "ProxyConfig concurrency", "unset", DEFAULT
+    if settings.config.status_port == 0:
+        yield "ProxyConfig statusPort", "0", settings.config.sources["statusPort"]
+    for group in GROUPS:
+        values = getattr(settings, group.__name__.lower())
+        for field, variable, _ in variables_of(group):
+            yield variable.name, _shown(getattr(values, field)), settings.origins[variable.name]
+    for prefix, headers in (("CA_HEADER_", settings.ca_headers), ("XDS_HEADER_", settings.xds_headers)):
+        yield from ((f"{prefix}{name}", "...", "environment") for name in headers)  # a token as often as not
+    for name, value in settings.node_variables.items():
+        if name not in settings.origins:
+            yield name, _shown(value), "environment (node metadata)"
+
+
+def render(settings: AgentSettings) -> str:
+    """A table of three columns, tab-separated so that `cut` and `column -t -s $'\\t'` work on it; warnings follow."""
+    lines = ["\t".join(row) for row in (("SETTING", "VALUE", "SOURCE"), *rows(settings))]
+    lines += (f"warning: {warning}" for warning in settings.warnings)
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    text = json.dumps(_without_secrets(value), ensure_ascii=False)
+    text = text.replace("\t", " ").encode(errors="backslashreplace").decode()
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: "..." if name == _SECRET else _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(each) for each in value]
+    return value
+
+
+def print_settings(settings: AgentSettings) -> int:
+    print(render(settings))
+    return 0
