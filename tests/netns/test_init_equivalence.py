@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,11 +14,9 @@ from init.packet import Host, Packet
 from init.recipe import make_plan
 from init.rules import VERSIONS, Plan
 from init.walk import walk
+from tests.unit.init import packet_world
 
 from .netns import Namespace, require
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit/init"))
-import packet_world
 
 pytestmark = pytest.mark.netns
 
