@@ -237,7 +237,7 @@ class Drain:
     def _is_own(self, local: str) -> bool:
         """Whether a connection is one to the ports for probes and metrics."""
         port = local.rpartition(":")[2]
-        return port.isdigit() and int(port) in self._settings.own_ports
+        return port.isascii() and port.isdigit() and int(port) in self._settings.own_ports
 
     def _described(self) -> str:
         return connections.described(self._counts or {}, self._holders)
