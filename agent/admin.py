@@ -11,6 +11,9 @@ from agent.lifecycle.connections import Holder, statistics_name
 _MAX_HOLDERS = 100
 _MAX_DUMP = 32 * 1024 * 1024  # listeners of a large mesh
 
+# What reading a document raises that is not what it should be; the last one comes of nesting.
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
 
 class AdminError(Exception):
     """The admin port gave no usable answer."""
@@ -37,7 +40,7 @@ class Admin:
         values: dict[str, int] = {}
         for line in body.decode("utf-8", "replace").splitlines():
             name, colon, value = line.rpartition(":")
-            if colon and value.strip().isdigit():
+            if colon and value.isascii() and value.strip().isdigit():
                 values[name] = int(value.strip()[:20])
         return values
 
@@ -76,7 +79,7 @@ class Admin:
                 )
                 for row in json.loads(body)["connections"]
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+        except _NONSENSE as error:
             raise AdminError(f"GET /connections on admin port {self.port}: unexpected answer: {error!r}") from None
 
     async def listener_directions(self, timeout_s: float) -> dict[str, str]:
@@ -90,7 +93,7 @@ class Admin:
                     address = listener["address"]["socket_address"]
                     prefix = listener.get("stat_prefix", "")
                     directions[statistics_name(address["address"], int(address["port_value"]), prefix)] = direction
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except _NONSENSE as error:
                 raise AdminError(f"GET /config_dump on admin port {self.port}: unexpected answer: {error!r}") from None
         return directions
 

@@ -87,9 +87,7 @@ class Drain:
         if settings.exit_on_zero:
             await self._until_zero(child, hurry)
         else:
-            self._ends = self._loop.time() + settings.termination_drain_s
-            await wait_first(settings.termination_drain_s, child.exited, hurry)
-            await self._tell_who_is_cut(child, hurry)
+            await self._fixed_time(child, hurry, settings.termination_drain_s)
 
     def ending(self) -> None:
         """The drain is over, the proxy is told to end."""
@@ -125,21 +123,29 @@ class Drain:
 
     # --- the fixed time -----------------------------------------------------------------------------------------------
 
-    async def _tell_who_is_cut(self, child: Child, hurry: asyncio.Event) -> None:
-        """Say which connections the end of the proxy will cut."""
-        if child.exited.done() or hurry.is_set() or not self._settings.termination_drain_s:
+    async def _fixed_time(self, child: Child, hurry: asyncio.Event, duration_s: float) -> None:
+        """Wait; who is connected is looked up meanwhile for `report`, and at the end for the log."""
+        ends = self._ends = self._loop.time() + duration_s
+        while (left := ends - self._loop.time()) > 0 and not (child.exited.done() or hurry.is_set()):
+            await _unless(child, hurry, self._look(min(left, _REPORT_TIMEOUT_S)))
+            await wait_first(max(0.0, min(REPORT_S, ends - self._loop.time())), child.exited, hurry)
+        if not duration_s or child.exited.done() or hurry.is_set():
             return
+        await _unless(child, hurry, self._look(_REPORT_TIMEOUT_S))
+        if self._counts and not self._trouble and not (child.exited.done() or hurry.is_set()):
+            _log.warn(f"the time is over; the end of the proxy cuts {self._described()}")
+
+    async def _look(self, timeout_s: float) -> None:
+        """Count once, and find out who it is; trouble is noted."""
         try:
-            statistics = await _unless(child, hurry, self._admin.stats(connections.PATTERN, _REPORT_TIMEOUT_S))
-            if statistics is None:
-                return
+            statistics = await self._admin.stats(connections.PATTERN, timeout_s)
             self._counts = connections.active(statistics, self._settings.own_ports)
         except (AdminError, NoCount) as error:
             self._trouble = str(error)
             return
+        self._trouble, self._holders = "", ()
         if self._counts:
-            await _unless(child, hurry, self._find_holders())
-            _log.warn(f"the time is over; the end of the proxy cuts {self._described()}")
+            await self._find_holders()
 
     # --- until nobody is connected ------------------------------------------------------------------------------------
 
@@ -231,7 +237,7 @@ class Drain:
     def _is_own(self, local: str) -> bool:
         """Whether a connection is one to the ports for probes and metrics."""
         port = local.rpartition(":")[2]
-        return port.isdigit() and int(port) in self._settings.own_ports
+        return port.isascii() and port.isdigit() and int(port) in self._settings.own_ports
 
     def _described(self) -> str:
         return connections.described(self._counts or {}, self._holders)

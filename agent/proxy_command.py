@@ -24,6 +24,7 @@ _log = log.scope()
 
 def run(parsed: Parsed) -> int:
     started_at = time.monotonic()
+    _open_standard_streams()
     options = proxy_options(parsed)
     settings = effective.load(options, os.environ)
     if options.explain_config:
@@ -55,6 +56,15 @@ def run(parsed: Parsed) -> int:
             _log.error(str(error))
         return settings.drain.crash_exit_code
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Whoever started us without them: the next descriptors that are opened would be taken for standard ones."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
 
 
 def plan_of(settings: AgentSettings, launched: launch.Launched, started_at: float) -> Plan:

@@ -105,12 +105,12 @@ class Supervisor:
         self._workload.start()
 
     async def _run_proxy(self, loop: asyncio.AbstractEventLoop, command: ChildCommand) -> None:
-        self._plan.write_bootstrap()
-        _log.info(f"Proxy command: {shown((*command.program, *command.arguments))}")
         memory = oom.find()
         kills = None if memory is None else memory.oom_kills()
         child: Child | None = None
         try:
+            self._plan.write_bootstrap()
+            _log.info(f"Proxy command: {shown((*command.program, *command.arguments))}")
             child = self._child = Child.start(command, loop, self._plan.run_as)
             await wait_first(None, child.exited, self._end)
             self._readiness.shut_down()

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,10 @@ class AgentPod:
             "filter_chains": [{"filters": [network_filter]}],
         }
 
-    def start(self, *arguments: str, proxy_config: str | None = None, **variables: str) -> None:
+    def start(
+        self, *arguments: str, proxy_config: str | None = None, through: Sequence[str] = (), **variables: str
+    ) -> None:
+        """`through` is a command that ends by running what stands behind it."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         environment = {
             **kept,
@@ -154,7 +157,7 @@ class AgentPod:
         }
         with open(self.directory / "out", "wb") as out, open(self.directory / "err", "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-m", "agent", "proxy", "sidecar", *arguments],
+                [*through, sys.executable, "-X", "dev", "-m", "agent", "proxy", "sidecar", *arguments],
                 cwd=self.directory, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.agent_pod import AgentPod, binary_of, fetch
+from tests.e2e.agent_pod import AgentPod, binary_of, eventually, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -218,3 +218,93 @@ def test_root_gives_the_proxy_away_for_a_dns_server_on_port_53(make_pod: MakePod
     pod.logged("1337\n1337\n")
     pod.signal(signal.SIGKILL)  # PR_SET_PDEATHSIG has survived the change of uid
     pod.ended()
+
+
+def test_without_a_proxy(make_pod: MakePod) -> None:
+    """DISABLE_ENVOY: there is nothing to drain, which is said, and the agent ends as told."""
+    pod = make_pod(RUN)
+    pod.start(DISABLE_ENVOY="true")
+    pod.logged("DISABLE_ENVOY is set: no proxy is started")
+    assert fetch(pod.status, "/healthz/ready")[0] == 200
+    status, _, body = fetch(pod.status, "/drain", "POST")
+    assert (status, body) == (503, "the drain could not be started: there is no proxy to drain\n")
+    assert json.loads(fetch(pod.status, "/debug/drain")[2])["state"] == "running"
+    pod.signal(signal.SIGTERM)
+    assert pod.ended() == 0
+    assert "program started" not in pod.out
+
+
+@pytest.mark.parametrize(("code", "status"), [("0", 0), ("7", 7), ("256", 255), ("x", 255)])
+def test_crash_exit_code(make_pod: MakePod, code: str, status: int) -> None:
+    pod = make_pod("print('last words', file=sys.stderr); os.kill(os.getpid(), signal.SIGABRT)")
+    pod.start(CRASH_EXIT_CODE=code)
+    assert pod.ended() == status
+    line = "the proxy was killed by SIGABRT (6) before it was ready; likely cause: a failed check of its own; "
+    assert f"Error: {line}its last lines: last words\n" in pod.err
+    assert (f"'{code}' is ignored" in pod.out) is (code in ("256", "x"))
+
+
+def test_a_proxy_that_takes_the_quit_request_and_stays(make_pod: MakePod) -> None:
+    """Admin quit, then SIGTERM, then SIGKILL."""
+    admin = (
+        "import http.server\n"
+        "class Admin(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        print('asked', self.path, flush=True)\n"
+        "        self.send_response(200); self.send_header('content-length', '0'); self.end_headers()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('terminated', flush=True))\n"
+        "http.server.HTTPServer(('127.0.0.1', int(os.environ['ADMIN'])), Admin).serve_forever()\n"
+    )
+    pod = make_pod(admin, terminationDrainDuration="0s")
+    pod.start(ADMIN=str(pod.admin))
+    eventually("an admin port", lambda: fetch(pod.admin, "/")[0])
+    pod.signal(signal.SIGTERM)
+    pod.logged("asked /quitquitquit")
+    pod.logged("terminated")
+    pod.signal(signal.SIGTERM)
+    pod.logged("received SIGTERM again")
+    pod.signal(signal.SIGTERM)
+    assert pod.ended() == 0
+    asked = [line for line in pod.out.splitlines() if line.startswith(("asked", "terminated"))]
+    assert asked == ["asked /drain_listeners?inboundonly&graceful", "asked /quitquitquit", "terminated"]
+    assert "proxy is killed: " in pod.out
+
+
+def test_out_of_memory(make_pod: MakePod) -> None:
+    """The real thing where a memory cgroup can be made; elsewhere a kill that the cgroup knows nothing of."""
+    pod = make_pod(
+        "data = []\nwhile os.environ['GROUP']: data.append(b'x' * 1000000)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with memory_cgroup(64 << 20) as group:
+        pod.start(GROUP=group, through=["sh", "-c", f'echo $$ > {group or "/dev"}/cgroup.procs; exec "$@"', "sh"])
+        assert pod.ended() == 255
+    told = "out of memory: the container's limit is 64 MiB\n" if group else "somebody's kill -9, or "
+    told = told if group or "is not readable" not in pod.err else "(the memory cgroup is not readable)"
+    assert "Error: the proxy was killed by SIGKILL (9) before it was ready; likely cause: " in pod.err
+    assert told in pod.err
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit: int) -> Iterator[str]:
+    """A cgroup below ours with a limit in bytes; "" where it cannot be made."""
+    from agent.lifecycle import oom
+
+    parent = oom.find()
+    folder = None if parent is None else parent.events.parent / f"pysidecar-test-{os.getpid()}"
+    try:
+        if folder is None:
+            raise OSError
+        folder.mkdir()
+    except OSError:
+        yield ""
+        return
+    try:
+        files = [folder / name for name in ("memory.limit_in_bytes", "memory.max") if (folder / name).exists()]
+        try:
+            files[0].write_text(str(limit))
+        except (OSError, IndexError):
+            yield ""
+            return
+        yield str(folder)
+    finally:
+        folder.rmdir()

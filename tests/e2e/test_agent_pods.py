@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh_pod import CALL, OUTSIDE, POD, Client, World, public_world, status_page
+from tests.e2e.mesh_pod import APPLICATION, CALL, OUTSIDE, POD, Client, World, public_world, status_page
 from tests.e2e.test_kubelet import in_order
 from tests.kubelet import Kubelet
 
@@ -72,6 +72,32 @@ def test_stop_under_load(both: World) -> None:
     assert "received SIGTERM: draining for 1s" in log
     assert "The proxy exited with status 0, as asked" in log
     assert "cuts" not in log
+
+
+def test_a_slow_application(ours: World) -> None:
+    """The sidecar is ready long before it; the pod is when the application is, as its rewritten probe finds out."""
+    probers = {"/app-health/app/readyz": {"httpGet": {"port": 9080, "path": "/"}, "timeoutSeconds": 5}}
+    sidecar = ours.sidecar({"ISTIO_KUBE_APP_PROBERS": json.dumps(probers)})
+    probe = {"httpGet": {"path": "/app-health/app/readyz", "port": 15020}, "periodSeconds": 0.05}
+    slow = f"import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n{APPLICATION}"
+    spec = {"containers": [sidecar, ours.application(slow, readinessProbe=probe)]}
+    client = Client(ours.outside, POD)
+
+    async def scenario(pod: Kubelet) -> None:
+        await pod.until("a sidecar that is ready", lambda: pod["istio-proxy"].ready)
+        app = pod["app"]
+        await pod.until("an application that runs", lambda: app.pid)
+        assert not await app.handle(probe, 5)
+        assert not pod.in_service
+        (app.folder / "go").touch()
+        await pod.is_ready()
+        await client.get()
+        client.close()
+        await pod.delete()
+
+    pod = ours.run(spec, scenario)
+    assert client.failures == []
+    in_order(pod, "istio-proxy: ready", "app: ready", "pod: deleted")
 
 
 def test_exit_on_zero_waits_for_slow_work_and_says_for_whom(both: World) -> None:

@@ -132,9 +132,14 @@ def test_the_fixed_time_and_who_is_cut_by_its_end(lines: list[str]) -> None:
         scene = Scene(DrainSettings(inbound_only=True, termination_drain_s=7.5), lambda _: {IN: 1})
         scene.admin.holders = (Holder("i", "INBOUND", "10.0.0.9:5", "10.0.0.1:80", 2.0, 3, 1),)
         assert scene.drain.report()["state"] == "running"
+        reports: list[dict[str, Any]] = []
+        scene.after(6.0, lambda: reports.append(scene.drain.report()))
         assert await scene.run() == 7.5
-        assert scene.admin.asked == ["drain inbound_only=True skip_exit=False", "connections"]
-        assert scene.admin.polls == [7.5]
+        assert scene.admin.asked == ["drain inbound_only=True skip_exit=False", *["connections"] * 3]
+        assert scene.admin.polls == [0.0, 5.0, 7.5]
+        (report,) = reports
+        assert (report["mode"], report["ends_in_seconds"], report["connections"]) == ("fixed", 1.5, 1)
+        assert report["holders"][0]["peer"] == "10.0.0.9:5"
         scene.drain.ending()
         assert scene.drain.report()["state"] == "ending"
 
