@@ -74,7 +74,7 @@ class DataPlane:
         """
         found = [(connection, protocol) for listener in self.listeners.listeners
                  for connection, protocol in listener.all_connections()]
-        oldest = heapq.nsmallest(limit, found, key=lambda each: each[0].accepted_at)
+        oldest = heapq.nsmallest(limit, found, key=lambda each: (each[0].accepted_at, each[0].id))
         now = self.context.loop.time()
         return len(found), [_describe(connection, protocol, now) for connection, protocol in oldest]
 
