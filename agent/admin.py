@@ -82,6 +82,17 @@ class Admin:
         except _NONSENSE as error:
             raise AdminError(f"GET /connections on admin port {self.port}: unexpected answer: {error!r}") from None
 
+    async def name_table(self, timeout_s: float) -> bool | None:
+        """Whether the mesh's names have arrived; None when the proxy serves no DNS (Envoy)."""
+        try:
+            body = await self._ask("GET", "/dns?format=json", timeout_s)
+        except Refused:
+            return None
+        try:
+            return bool(json.loads(body)["name_table"]["loaded"])
+        except _NONSENSE as error:
+            raise AdminError(f"GET /dns on admin port {self.port}: unexpected answer: {error!r}") from None
+
     async def listener_directions(self, timeout_s: float) -> dict[str, str]:
         """traffic_direction by the name that a listener has in statistics."""
         directions: dict[str, str] = {}

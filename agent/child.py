@@ -12,6 +12,7 @@ No orphan, whichever of the two dies first:
 """
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 from agent import log
 from agent.child_command import ChildCommand
 from agent.errors import ProxyDied
+from agent.lifecycle import capability
 from agent.lifecycle.output import Relay
 from agent.lifecycle.zombies import Zombies
 
@@ -84,7 +86,7 @@ class Child:
     @classmethod
     def start(cls, command: ChildCommand, loop: asyncio.AbstractEventLoop, run_as: int | None = None) -> "Child":
         """Start the proxy with our environment and stdout (inherited, so that nothing stands in between and
-        `/dev/stdout` in its configuration works), as uid and gid `run_as` when given.
+        `/dev/stdout` in its configuration works). As uid and gid `run_as` when given, and then it may bind low ports.
 
         Raises ProxyDied with the reason when it cannot be started.
         """
@@ -93,17 +95,19 @@ class Child:
         try:
             if run_as is not None:
                 relay.give_to(run_as)
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stderr=relay.write_end,
-                process_group=0,
-                user=run_as,
-                group=run_as,
-                extra_groups=None if run_as is None else [],
-                # Runs after the change of uid, which would clear the setting. One thread here, so no lock can hang it.
-                preexec_fn=_die_with(os.getpid()),
-            )
+            with contextlib.nullcontext() if run_as is None else capability.kept():
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stderr=relay.write_end,
+                    env=None if not command.environment else {**os.environ, **command.environment},
+                    process_group=0,
+                    user=run_as,
+                    group=run_as,
+                    extra_groups=None if run_as is None else [],
+                    # Runs after the change of uid. There is one thread here, so no lock can hang it.
+                    preexec_fn=_before_exec(os.getpid(), run_as is not None),
+                )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             relay.close()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -222,14 +226,18 @@ def _kill_group(pid: int) -> None:
         _log.warn(f"processes of another user in the proxy's process group {pid} cannot be killed")
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def _before_exec(parent: int, low_ports: bool) -> Callable[[], None]:
     """What the child does between fork and exec. The library is loaded here: after the fork nothing may allocate."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
+    take_capability = capability.net_bind_service() if low_ports else None
 
-    def ask_for_signal() -> None:
+    def run() -> None:
+        if take_capability is not None:
+            take_capability()
+        # After the change of uid and capabilities, which clear it.
         if prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
         if os.getppid() != parent:
             os._exit(_NO_PARENT)  # the agent died before the setting took effect
 
-    return ask_for_signal
+    return run

@@ -3,8 +3,8 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from agent import addresses
 from agent.errors import ConfigError, UsageError
@@ -17,10 +17,11 @@ OWN_PROXY = "proxy"  # the Python package that stands in where the default binar
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """`program` may be several words (`python -m proxy`)."""
+    """`program` may be several words (`python -m proxy`); `environment` is added to ours."""
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def program(binary_path: str) -> tuple[str, ...]:

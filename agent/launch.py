@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent import child_command, custom_config
+from agent import child_command, custom_config, dns
 from agent.bootstrap import clusters, document, template
 from agent.bootstrap.facts import Facts, Sockets
 from agent.child_command import ChildCommand
@@ -63,7 +63,11 @@ def plan(settings: AgentSettings, sockets: Sockets | None = None) -> Launched:
             f"{which} has its admin on port {found.admin_port}, but ProxyConfig proxyAdminPort is "
             f"{config.proxy_admin_port}: readiness and the drain will not reach it"
         )
-    command = ChildCommand(child_command.program(config.binary_path), child_command.arguments(settings, file, override))
+    command = ChildCommand(
+        child_command.program(config.binary_path),
+        child_command.arguments(settings, file, override),
+        dns.environment(settings, warnings),
+    )
     return Launched(command, found.awaits, run_as, write, made_files, tuple(warnings))
 
 
@@ -85,7 +89,7 @@ def made_bootstrap(facts: Facts) -> dict[str, Any]:
 
 def proxy_user(settings: AgentSettings) -> int | None:
     """A DNS server on port 53 needs an agent that is root; the proxy is never run as root then."""
-    return _PROXY_ID if os.geteuid() == 0 and settings.dns.address.endswith(":53") else None
+    return _PROXY_ID if os.geteuid() == 0 and settings.dns.address.endswith(f":{dns.PRIVILEGED_PORT}") else None
 
 
 def _writer(

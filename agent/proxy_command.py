@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent import addresses, effective, launch, log
+from agent import addresses, dns, effective, launch, log
 from agent.drain import DrainSettings
 from agent.durations import format_seconds
 from agent.flags import Parsed
@@ -90,6 +90,7 @@ def plan_of(settings: AgentSettings, launched: launch.Launched, started_at: floa
         admin_hosts=addresses.loopbacks(settings.addresses),
         admin_port=config.proxy_admin_port,
         awaits=launched.awaits,
+        awaits_name_table=dns.is_served(settings),
         drain=DrainSettings(
             # Other node types have nothing but inbound listeners.
             inbound_only=options.node_type == "sidecar",

@@ -24,7 +24,7 @@ from agent.environment import (
 from agent.options import ProxyOptions
 from agent.proxy_config import ProxyConfig
 
-_XDS, _CERTIFICATES, _DNS, _WASM, _CLOUD = "xDS", "certificates", "the DNS server", "Wasm", "cloud metadata"
+_XDS, _CERTIFICATES, _WASM, _CLOUD = "xDS", "certificates", "Wasm", "cloud metadata"
 _ECC = "ECDSA"
 
 
@@ -130,13 +130,20 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """The DNS server of the agent."""
+    """DNS capture, which the proxy serves. Texts go to it as they are: it checks them."""
 
-    capture: bool = variable("ISTIO_META_DNS_CAPTURE", boolean, False, "answer the pod's DNS", pending=_DNS)
-    server: bool = variable("ISTIO_META_ENABLE_DNS_SERVER", boolean, False, "DNS server", pending=_DNS)
+    capture: bool = variable("ISTIO_META_DNS_CAPTURE", boolean, False, "answer the pod's DNS")
+    server: bool = variable("ISTIO_META_ENABLE_DNS_SERVER", boolean, False, "the same for every type of proxy")
     address: str = variable("DNS_PROXY_ADDR", text, "localhost:15053", "where it listens")
-    forward_parallel: bool = variable("DNS_FORWARD_PARALLEL", boolean, False, "ask all resolvers at once", pending=_DNS)
-    forward_timeout_s: float = variable("DNS_FORWARD_TIMEOUT", duration, 5.0, "time for one resolver", pending=_DNS)
+    forward_parallel: bool = variable("DNS_FORWARD_PARALLEL", boolean, False, "ask all resolvers at once")
+    forward_timeout_s: float = variable("DNS_FORWARD_TIMEOUT", duration, 5.0, "time for one query")
+    name_table: str = variable(
+        "DNS_NAME_TABLE", text, "", "file of the mesh's names (default: <configPath>/name-table.json)"
+    )
+    resolv_conf: str = variable("DNS_RESOLV_CONF", text, "", "resolvers and search domains (default: /etc/resolv.conf)")
+    cache_size: str = variable("DNS_CACHE_SIZE", text, "", "answers of resolvers that are kept, 0 = none")
+    cache_max_ttl: str = variable("DNS_CACHE_MAX_TTL", text, "", "longest time that one is kept")
+    serve_stale: str = variable("DNS_SERVE_STALE", text, "", "time that an old answer serves while no resolver answers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class Plan:
     admin_hosts: tuple[str, ...]
     admin_port: int
     awaits: tuple[str, ...]  # which of cds and lds readiness waits for
+    awaits_name_table: bool  # readiness waits for the names that the proxy's DNS is to answer
     drain: DrainSettings
     started_at: float  # time.monotonic
     # What must exist when the proxy starts and is removed when it has ended: the bootstrap that was made for it.
@@ -57,7 +58,13 @@ class Supervisor:
         self._plan = plan
         self._admin = Admin(plan.admin_hosts, plan.admin_port)
         self._drain = Drain(self._admin, plan.drain)
-        self._readiness = Readiness(self._admin, plan.awaits, plan.started_at, proxyless=plan.command is None)
+        self._readiness = Readiness(
+            self._admin,
+            plan.awaits,
+            plan.started_at,
+            awaits_name_table=plan.awaits_name_table,
+            proxyless=plan.command is None,
+        )
         self._status = StatusServer(
             plan.status,
             self._readiness,

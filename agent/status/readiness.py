@@ -51,19 +51,19 @@ class Readiness:
         started_at: float,
         *,
         grpc_bootstrap: str = "",
-        has_name_table: Callable[[], bool] | None = None,
+        awaits_name_table: bool = False,
         proxyless: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`awaits`: which of cds and lds must have had an update. `started_at`: the agent's start, time.monotonic.
-        `grpc_bootstrap`: path, "" = no check 3. Without `has_name_table` there is no check 4.
+        `grpc_bootstrap`: path, "" = no check 3. Without `awaits_name_table` there is no check 4.
         `proxyless` (DISABLE_ENVOY): there is no proxy for checks 1 and 2.
         """
         self._admin = admin
         self._awaits = tuple(awaits)
         self._started_at = started_at
         self._grpc_bootstrap = grpc_bootstrap
-        self._has_name_table = has_name_table
+        self._awaits_name_table = awaits_name_table
         self._now = now
         self._config_seen = proxyless or not self._awaits
         self._live = proxyless
@@ -133,8 +133,8 @@ class Readiness:
                 self._live = True
             if self._grpc_bootstrap:
                 _check_grpc_bootstrap(self._grpc_bootstrap)
-            if self._has_name_table is not None and not self._has_name_table():
-                raise NotReady("DNS lookup table is not ready yet")
+            if self._awaits_name_table:
+                await self._check_name_table()
         except (NotReady, AdminError) as error:
             return str(error)
         return ""
@@ -170,6 +170,14 @@ class Readiness:
             raise NotReady(f"server is not live, current state is: {_STATES[number] if number < 4 else number}")
         elif stats[_WORKERS] != 1:
             raise NotReady("workers have not yet started")
+
+    async def _check_name_table(self) -> None:
+        names = await self._admin.name_table(_CONFIG_TIMEOUT_S)
+        if names is None:
+            raise NotReady("DNS is to be served, but this proxy has no DNS (its admin port has no /dns)")
+        if not names:
+            raise NotReady("DNS lookup table is not ready yet")
+        self._awaits_name_table = False
 
 
 def _check_grpc_bootstrap(path: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.admin import Admin
+from agent.admin import Admin, AdminError
 from agent.errors import AgentError
 from agent.status.server import Hooks
 
@@ -33,6 +33,8 @@ class FakeAdmin(Admin):
         self.live = live
         self.asked: list[str] = []
         self.gate: asyncio.Event | None = None
+        self.names: list[bool | AdminError | None] = []
+        """Answers about the name table, one after the other."""
 
     async def stats(self, pattern: str, timeout_s: float) -> dict[str, int]:
         self.asked.append(pattern)
@@ -45,6 +47,12 @@ class FakeAdmin(Admin):
     async def is_live(self, timeout_s: float) -> bool:
         self.asked.append("/ready")
         return self.live
+
+    async def name_table(self, timeout_s: float) -> bool | None:
+        answer = self.names.pop(0)
+        if isinstance(answer, AdminError):
+            raise answer
+        return answer
 
 
 class Clock:

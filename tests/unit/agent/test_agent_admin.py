@@ -117,3 +117,22 @@ def test_failures_name_what_was_asked(answers: dict[str, Any]) -> None:
     answers["/quitquitquit"] = (503, "x" * 1000)
     with pytest.raises(AdminError, match="^POST /quitquitquit on admin port 15000: status 503: x{200}$"):
         ask("quit", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('{"name_table": {"loaded": true}}', True),
+        ('{"name_table": {"loaded": false}}', False),
+        ((404, "invalid path"), None),
+    ],
+)
+def test_name_table(answers: dict[str, Any], answer: Any, expected: bool | None) -> None:
+    answers["/dns?format=json"] = answer
+    assert ask("name_table", 1.0) is expected
+
+
+def test_a_name_table_that_is_nonsense(answers: dict[str, Any]) -> None:
+    answers["/dns?format=json"] = "[]"
+    with pytest.raises(AdminError, match="GET /dns on admin port 15000: unexpected answer"):
+        ask("name_table", 1.0)

@@ -163,14 +163,23 @@ def test_without_a_proxy_nothing_of_it_is_asked() -> None:
     assert not admin.asked
 
 
-def test_name_table(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (False, "DNS lookup table is not ready yet"),
+        (None, "this proxy has no DNS"),
+        (AdminError("refused"), "refused"),
+    ],
+)
+def test_name_table(answer: Any, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    arrived = [False, True]
-    checks = readiness(FakeAdmin(LIVE), has_name_table=lambda: arrived.pop(0), now=clock)
+    admin = FakeAdmin(LIVE)
+    admin.names = [answer, True]
+    checks = readiness(admin, awaits_name_table=True, now=clock)
 
     async def run() -> None:
         assert not await checks.check()
-        assert "DNS lookup table is not ready yet" in capfd.readouterr().out
+        assert reason in capfd.readouterr().out
         clock.now += 1
         assert await checks.check()
 

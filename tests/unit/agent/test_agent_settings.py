@@ -90,9 +90,9 @@ def test_variables_have_one_meaning() -> None:
 
 
 def test_what_nothing_follows_from_yet_is_named_by_purpose() -> None:
-    settings = load({}, OUTPUT_CERTS="/x", PROV_CERT="/y", ISTIO_META_DNS_CAPTURE="true", SECRET_TTL="24h")
+    settings = load({}, OUTPUT_CERTS="/x", PROV_CERT="/y", PROXY_CONFIG_XDS_AGENT="true", SECRET_TTL="24h")
     assert settings.warnings == (
-        "not honoured yet (the DNS server): environment variable ISTIO_META_DNS_CAPTURE",
+        "not honoured yet (xDS): environment variable PROXY_CONFIG_XDS_AGENT",
         "not honoured yet (certificates): environment variables PROV_CERT, OUTPUT_CERTS",
     )
 
