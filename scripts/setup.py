@@ -61,8 +61,14 @@ PURPOSES = {
     # cc: python-iptables comes as source
     "test": Purpose(
         frozenset({"lint", "test"}),
-        {"curl": "curl", "cc": "gcc libc6-dev", "promtool": "prometheus"},
-        {**CAPTURE, "nft": "nftables"},
+        {
+            "curl": "curl",
+            "cc": "gcc libc6-dev",
+            "promtool": "prometheus",
+            "dig": "bind9-dnsutils",
+            "musl-gcc": "musl-tools",
+        },
+        {**CAPTURE, "nft": "nftables", "dnsmasq": "dnsmasq-base"},
     ),
     "bench": Purpose(
         frozenset({"bench"}),
