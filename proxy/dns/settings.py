@@ -83,7 +83,7 @@ def parse_listen(text: str) -> tuple[Listen, ...]:
 def _listen(text: str) -> list[Listen]:
     host, colon, port_text = text.rpartition(":")
     expected = "expected a port, localhost:port or an IP address and a port such as 127.0.0.1:15053 or [::1]:15053"
-    if not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5 or int(port_text) > 65535:
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 0 < int(port_text) <= 65535):
         raise ValueError(expected)
     port = int(port_text)
     if not colon or host == "localhost":
