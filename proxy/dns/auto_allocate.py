@@ -80,8 +80,8 @@ DEFAULT_PREFIXES = Prefixes()
 class Used:
     """What one run of an allocator remembers: addresses given so far, with their entries, and where to look next.
 
-    Without it the entries' own ``assigned`` is all that is known (a new istiod), and an address that was given up may be
-    given out again at once.
+    Without it the entries' own ``assigned`` is all that is known (a new istiod), and an address that was given up may
+    be given out again at once.
     """
 
     owners: Mapping[Address, str] = field(default_factory=dict)
