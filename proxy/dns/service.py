@@ -106,12 +106,15 @@ class DnsService:
         cached = self.forwarder.cached(query)
         if cached is not None:
             reply, reason = cached
+            reply = self._corrected(query, reply)
             self._settle(query, reply, reason)
             if not tcp and len(packet) <= MAX_REMEMBERED and len(reply) <= MAX_REPLIES:
                 self._remember_fresh(packet[2:], reply[2:])
             return reply
 
         def done(reply: bytes | None, reason: str) -> None:
+            if reply is not None:
+                reply = self._corrected(query, reply)
             self._settle(query, reply, reason)
             respond(reply, client)
 
@@ -142,6 +145,10 @@ class DnsService:
                 others = (local.answer(table, query, turn) for turn in range(found.variants))
                 memo[packet[2:]] = cycle(tuple(one.reply[2:] for one in others if one is not None)).__next__
         return reply
+
+    def _corrected(self, query: Query, reply: bytes) -> bytes:
+        table = self.table
+        return reply if table is None else local.corrected(table, query, reply)
 
     def _remember_fresh(self, key: bytes, reply: bytes) -> None:
         fresh = self.fresh
