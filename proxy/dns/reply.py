@@ -21,6 +21,7 @@ from proxy.dns.message import (
     DNAME,
     HEADER,
     MAX_NAME,
+    MAX_POINTERS,
     MX,
     NAPTR,
     NOERROR,
@@ -171,8 +172,8 @@ class _Walk:
         self.counts = counts
         self.qtype = int.from_bytes(question[-4:-2], "big")
         self.qclass = int.from_bytes(question[-2:], "big")
-        # Where a label of a checked name begins -> bytes of the name from there. Each byte of the message is looked at
-        # once at most, whatever the pointers say.
+        # Where a label or a pointer of a checked name stands -> bytes of the name from there, and 256 for each pointer.
+        # So each byte of the message is looked at once, whatever the pointers say.
         self.known: dict[int, int] = {}
         self.patches: list[tuple[int, int]] = []
         self.name(12)
@@ -296,37 +297,42 @@ class _Walk:
     def name(self, at: int) -> int:
         """Check a name and return the offset behind it. Pointers must point backwards (RFC 1035 section 4.1.4)."""
         message, known = self.message, self.known
-        labels: list[tuple[int, int]] = []
+        places: list[tuple[int, int, int]] = []
         behind = -1
         lowest = at
-        length = 0
+        length = jumps = tail = 0
         while True:
             if behind >= 0 and at in known:
-                tail = known[at]
+                tail = known[at] & 0xFF
+                jumps += known[at] >> 8
                 break
             size = message[at]
             if size >= 0xC0:
                 target = (size & 0x3F) << 8 | message[at + 1]
                 if behind < 0:
                     behind = at + 2
-                    if not length and target in known and target < at:
+                    if not length and known.get(target, 0xFFFF) <= 0xFF and target < at:
                         return behind
                 if not 12 <= target < lowest:
                     raise BadReply("a compression pointer does not point backwards")
+                places.append((at, length, jumps))
+                jumps += 1
                 at = lowest = target
             elif size > 63:
                 raise BadReply(f"a label begins with 0x{size:02x}")
             else:
-                labels.append((at, length))
+                places.append((at, length, jumps))
                 length += size + 1
                 at += size + 1
                 if not size:
-                    tail = 0
                     break
                 if length >= MAX_NAME:
                     raise BadReply(f"a name is longer than {MAX_NAME} bytes")
-        if length + tail > MAX_NAME:
+        length += tail
+        if length > MAX_NAME:
             raise BadReply(f"a name is longer than {MAX_NAME} bytes")
-        for place, before in labels:
-            known[place] = length + tail - before
+        if jumps > MAX_POINTERS:
+            raise BadReply(f"a name of {jumps} pointers, at most {MAX_POINTERS} expected")
+        for place, before, jumped in places:
+            known[place] = length - before | jumps - jumped << 8
         return at if behind < 0 else behind
