@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     if program == "__main__.py":
         program = "python -m proxy"
     try:
-        options = parse(sys.argv[1:] if argv is None else argv, program)
+        options = parse(sys.argv[1:] if argv is None else argv, program, os.environ)
         _configure_log(options)
     except Exit as wanted:
         print(wanted.text, end="", file=sys.stderr if wanted.to_stderr else sys.stdout)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
+from proxy.dns.server import DnsServer
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
 from proxy.tcp.tcp_proxy import TcpProxy
@@ -40,13 +41,18 @@ class DataPlane:
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
+        self.dns = DnsServer(self.context, options.dns) if options.dns.enabled else None
 
     def bind(self) -> None:
         """Bind every listening address. Raises BindError with Envoy's text."""
         self.listeners.bind()
+        if self.dns is not None:
+            self.dns.bind()
 
     async def start(self) -> None:
         """Initialise the clusters (names are resolved, within a limit), then accept. Raises BindError."""
+        if self.dns is not None:
+            self.dns.start()  # first: names of clusters may be asked here
         await self.clusters.start()
         self.listeners.start()
 
@@ -106,6 +112,8 @@ class DataPlane:
 
     def close(self) -> None:
         """Close sockets and write out logs; the loop may be stopped afterwards."""
+        if self.dns is not None:
+            self.dns.close()
         self.listeners.close()
         self.clusters.close()
         self.context.close()

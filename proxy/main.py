@@ -16,6 +16,8 @@ from proxy.admin import connections
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
+from proxy.dns.stats import PREFIX, NameTableStats
+from proxy.dns.watch import DnsWatch
 from proxy.options import Options
 from proxy.overrides import with_command_line
 from proxy.stats.groups import Snapshot
@@ -81,6 +83,8 @@ class Server:
         self.draining_listeners = 0
         self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
         self.histograms = HistogramStore()
+        self._dns_stats = NameTableStats(PREFIX)
+        self._dns: DnsWatch | None = None
         self._stage = "PRE_INITIALIZING"
         self._admin: AdminServer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -113,6 +117,8 @@ class Server:
             _log.info("shutting down server instance")
             for task in list(self._tasks):
                 task.cancel()
+            if self._dns is not None:
+                self._dns.close()
             await self._workers.stop()
             if self._admin is not None:
                 await self._admin.close()
@@ -132,6 +138,9 @@ class Server:
             _write_file("--admin-address-path", options.admin_address_path, bound.text)
         _write_file("--base-id-path", options.base_id_path, str(options.base_id))
         self._stage = "INITIALIZING"
+        if options.dns.enabled:
+            self._dns = DnsWatch(self.loop, options.dns, self._dns_stats, self._tell_workers, time.time)
+            self._dns.start()
         await self._workers.start()
         self.workers_started = True
         self._stage = "LIVE"
@@ -206,6 +215,8 @@ class Server:
     async def _total(self) -> Snapshot:
         own = Snapshot()
         self.log_files.stats.collect(own, False)
+        if self._dns is not None:
+            self._dns_stats.collect(own, False)
         return merge([await self._workers.snapshot(), own])
 
     async def reset_counters(self) -> None:
@@ -240,7 +251,7 @@ class Server:
 
     def _replay(self) -> list[tuple[str, Any]]:
         """What a new worker must be told between binding and starting to be like its siblings."""
-        requests: list[tuple[str, Any]] = []
+        requests: list[tuple[str, Any]] = [] if self._dns is None else self._dns.requests()
         if self.health_failed:
             requests.append(("set_health_failed", True))
         now = self.loop.time()
@@ -248,6 +259,18 @@ class Server:
             over = graceful and not skip_exit and now >= when + self.options.drain_time
             requests.append(("drain_listeners", (inbound_only, graceful and not over, skip_exit)))
         return requests
+
+    def _tell_workers(self, name: str, value: Any) -> None:
+        self._spawn(self._workers.ask(name, value))
+
+    async def explain_name(self, name: bytes, qtype: int) -> list[tuple[int, dict[str, Any]]] | None:
+        """What each worker would answer to a DNS query, by the worker's number (service.DnsService.explain).
+
+        ``name`` is the wire form. None: DNS is off.
+        """
+        if self._dns is None:
+            return None
+        return [(w.index, answer) for w, answer in await self._workers.ask("dns_explain", (name, qtype))]
 
     async def set_health_failed(self, failed: bool) -> None:
         """/healthcheck/fail and /healthcheck/ok."""

@@ -1,4 +1,4 @@
-"""The command line: every option of Envoy 1.40, one table that says what each does here.
+"""The command line: every option of Envoy 1.40, one table that says what each does here; DNS has options of our own.
 
 An option is honoured, without effect (accepted, because what it tunes does not exist here; --help gives the reason),
 or not supported yet (an error when it is used). Nothing is parsed and dropped. The syntax is that of Envoy's parser:
@@ -12,9 +12,11 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from proxy import log
+from proxy.dns import settings as dns
 from proxy.log_pattern import compile_pattern
 from proxy.version import BUILD, HOT_RESTART_VERSION
 
@@ -84,6 +86,8 @@ class Options:
     socket_mode: int = 0
     enable_core_dump: bool = False
     stats_tag: tuple[str, ...] = ()
+    dns: dns.DnsSettings = dns.DnsSettings()
+    """Not Envoy's."""
 
 
 # --- values -------------------------------------------------------------------------------------------------------
@@ -247,6 +251,7 @@ FLAGS = (
          no_effect="workers are processes and share no lock"),
     Flag("disable-extensions", "disabled_extensions", _names, "Extensions to leave out, separated by commas.",
          unsupported="extensions cannot be left out one by one"),
+    *(Flag(s.flag, "dns", str, f"{s.help} In the environment: {s.variable}.", type=s.type) for s in dns.SETTINGS),
 )
 
 _SWITCHES: Mapping[str, str] = {
@@ -265,8 +270,9 @@ def _label(flag: Flag) -> str:
     return f"-{flag.short} (--{flag.name})" if flag.short else f"(--{flag.name})"
 
 
-def parse(argv: Sequence[str], program: str = "pysidecar-proxy") -> Options:
-    """Options of a command line without the program's name.
+def parse(argv: Sequence[str], program: str = "pysidecar-proxy",
+          environment: Mapping[str, str] = MappingProxyType({})) -> Options:
+    """Options of a command line without the program's name. Those of DNS may also stand in the environment.
 
     Raises OptionError (bad or unsupported argument) and Exit (--help, --version, --hot-restart-version).
     """
@@ -294,7 +300,13 @@ def parse(argv: Sequence[str], program: str = "pysidecar-proxy") -> Options:
             if value is None:
                 raise _parse_error(_label(flag), "Missing a value for this argument!")
             texts.setdefault(flag.name, []).append(value)
-    return Options(**_values(given, texts))
+    values = _values({name: flag for name, flag in given.items() if flag.target != "dns"}, texts)
+    try:
+        values["dns"] = dns.build({name: texts[name][0] for name, flag in given.items() if flag.target == "dns"},
+                                  environment)
+    except dns.SettingsError as error:
+        raise OptionError(f"error: {error}") from None
+    return Options(**values)
 
 
 def _values(given: Mapping[str, Flag], texts: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from proxy import log
 from proxy.access_log.file import LogFileError
 from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
+from proxy.dns.server import DnsServer
 from proxy.ipc import Channel, Refusal
 from proxy.options import Options
 
@@ -88,6 +89,9 @@ class Worker:
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
             "reopen_logs": lambda _: self._reopen_logs(),
+            "dns_table": lambda compiled: self.dns.set_table(compiled),
+            "dns_servers": lambda servers: self.dns.set_servers(servers),
+            "dns_explain": lambda question: self.dns.explain(question),
             "set_log_level": self._set_log_level,
             "quit": lambda _: self._loop.stop(),
         }
@@ -98,6 +102,13 @@ class Worker:
         if self._data_plane is None:
             raise Refusal("not started yet")
         return self._data_plane
+
+    @property
+    def dns(self) -> DnsServer:
+        """Exists from "bind" on, if there is DNS."""
+        if self.data_plane.dns is None:
+            raise Refusal("DNS is off")
+        return self.data_plane.dns
 
     def _answer(self, name: str, value: Any) -> Any:
         return self._requests[name](value)

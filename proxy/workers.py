@@ -83,13 +83,19 @@ class Workers:
         Only from then on are workers that die replaced.
         """
         workers = [await self._fork(index) for index in range(self._options.concurrency)]
-        # Each loop is a barrier: nobody accepts before all have bound.
-        for request in ("bind", "start"):
-            answers = [w.channel.request(request) for w in workers]
-            await asyncio.wait(answers, timeout=START_LIMIT)
-            for w, answer in zip(workers, answers, strict=True):
-                self._require(w, request, answer)
+        # Each step is a barrier: nobody accepts before all have bound.
+        for step in self._steps():
+            asked = [(w, name, w.channel.request(name, value)) for name, value in step() for w in workers]
+            if asked:
+                await asyncio.wait([answer for _, _, answer in asked], timeout=START_LIMIT)
+            for w, name, answer in asked:
+                self._require(w, name, answer)
         self._replacing = True
+
+    def _steps(self) -> tuple[Callable[[], list[tuple[str, Any]]], ...]:
+        """The requests that start a worker, step by step. Those of one step are sent together, so that no newer state
+        can be sent between them and then be overwritten."""
+        return lambda: [("bind", None)], self._replay, lambda: [("start", None)]
 
     @staticmethod
     def _require(w: WorkerProcess, request: str, answer: asyncio.Future[Any]) -> None:
@@ -177,9 +183,10 @@ class Workers:
         self.restarts += 1
         w = await self._fork(index)
         try:
-            for name, value in [("bind", None), *self._replay(), ("start", None)]:
+            for step in self._steps():
                 async with asyncio.timeout(START_LIMIT):
-                    await w.channel.request(name, value)
+                    for answer in [w.channel.request(name, value) for name, value in step()]:
+                        await answer
         except (RemoteError, ChannelClosed, TimeoutError) as error:
             # Its end is noticed like any other; by then it counts as one more early death.
             if not isinstance(error, ChannelClosed):

@@ -74,6 +74,9 @@ class Server(Protocol):
     async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many downstream connections are open, and the ``limit`` oldest (proxy.admin.connections.FIELDS)."""
 
+    async def explain_name(self, name: bytes, qtype: int) -> list[tuple[int, dict[str, Any]]] | None:
+        """What each worker would answer to a DNS query, and why; None: DNS is off. ``name`` is the wire form."""
+
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:
         """Close or drain listeners."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from proxy.admin import config_dump, connections, control, info, stats, status
+from proxy.admin import config_dump, connections, control, dns, info, stats, status
 from proxy.admin.console import Console
 from proxy.admin.messages import Request, Response
 
@@ -51,6 +51,9 @@ COMMANDS = (
             connections.handle_connections, (
                 _FORMAT, Parameter("limit", f"at most so many (default {connections.DEFAULT_LIMIT})"))),
     Command("/contention", "waiting for locks (with --enable-mutex-tracing)", info.handle_contention),
+    Command("/dns", "what a DNS query would be answered with, and why (not in Envoy)", dns.handle_dns, (
+        Parameter("name", "the name that is asked for"),
+        Parameter("type", "the type of records (default A)"), _FORMAT)),
     Command("/drain_listeners", "stop listening", control.handle_drain_listeners, (
         Parameter("graceful", "keep listening for the drain time while connections are asked to close", flag=True),
         Parameter("skip_exit", "ask connections to close, but never stop listening", flag=True),

@@ -64,6 +64,8 @@ def command_line_options(options: Options) -> dict[str, Any]:
     """admin.v3.CommandLineOptions of all options."""
     document: dict[str, Any] = {}
     for name, value in asdict(options).items():
+        if name == "dns":
+            continue  # the message has no field for it; /dns tells
         if name in _DURATIONS:
             value = f"{value:.3f}s" if value % 1 else f"{value:.0f}s"
         elif name in _CAPITALIZED:

@@ -15,8 +15,15 @@ CONTENT_TYPE = "text/plain; charset=UTF-8"
 MAX_CACHED = 200_000
 """Names; far above what one configuration makes, so that only names that come and go without end empty the cache."""
 
+CUSTOM = {"dns.": "istio_agent_dns_"}
+"""Families without Envoy's prefix, by the beginning of the statistic's name: pilot-agent's names for what it counted."""
+SECONDS = frozenset(("dns.upstream_request_duration",))
+"""Histograms of milliseconds that are shown in seconds, with the unit in the name (pilot-agent's way, not Envoy's)."""
+_MS_IN_SECOND = 1000
+
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_]")
 _BOUNDS = tuple(decimal(bound) for bound in BUCKETS)
+_BOUNDS_IN_SECONDS = tuple(decimal(bound / _MS_IN_SECOND) for bound in BUCKETS)
 _QUANTILES = tuple(decimal(quantile) for quantile in QUANTILES)
 
 
@@ -48,6 +55,12 @@ class Namer:
         return found
 
     def _name(self, name: str) -> Series:
+        for beginning, prefix in CUSTOM.items():
+            if name.startswith(beginning):
+                family = prefix + _NOT_IN_NAMES.sub("_", name.removeprefix(beginning))
+                if name in SECONDS:
+                    family += "_seconds"
+                return Series(family, family, "")
         rest, found = tags.extract(name, self._rules)
         labels: dict[str, str] = {}
         for tag, value in found:
@@ -92,10 +105,12 @@ def _bucket_lines(view: HistogramView, family: str, labels: str) -> list[str]:
     bins = view.cumulative
     samples = count(bins)
     comma = "," if labels else ""
+    seconds = view.name in SECONDS
     lines = [f'{family}_bucket{{{labels}{comma}le="{bound}"}} {below}\n'
-             for bound, below in zip(_BOUNDS, cumulative_buckets(bins), strict=True)]
+             for bound, below in zip(_BOUNDS_IN_SECONDS if seconds else _BOUNDS, cumulative_buckets(bins), strict=True)]
     lines.append(f'{family}_bucket{{{labels}{comma}le="+Inf"}} {samples}\n')
-    lines.append(f"{family}_sum{{{labels}}} {approximate_sum(bins):.32g}\n")
+    total = approximate_sum(bins) / _MS_IN_SECOND if seconds else approximate_sum(bins)
+    lines.append(f"{family}_sum{{{labels}}} {total:.32g}\n")
     lines.append(f"{family}_count{{{labels}}} {samples}\n")
     return lines
 
@@ -103,8 +118,9 @@ def _bucket_lines(view: HistogramView, family: str, labels: str) -> list[str]:
 def _summary_lines(view: HistogramView, family: str, labels: str) -> list[str]:
     bins = view.interval
     comma = "," if labels else ""
-    lines = [f'{family}{{{labels}{comma}quantile="{quantile}"}} {value:.32g}\n'
+    scale = _MS_IN_SECOND if view.name in SECONDS else 1
+    lines = [f'{family}{{{labels}{comma}quantile="{quantile}"}} {value / scale:.32g}\n'
              for quantile, value in zip(_QUANTILES, quantiles(bins), strict=True)]
-    lines.append(f"{family}_sum{{{labels}}} {approximate_sum(bins):.32g}\n")
+    lines.append(f"{family}_sum{{{labels}}} {approximate_sum(bins) / scale:.32g}\n")
     lines.append(f"{family}_count{{{labels}}} {count(bins)}\n")
     return lines

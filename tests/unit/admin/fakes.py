@@ -87,6 +87,7 @@ class FakeServer:
         self.worker_restarts = 0
         self.open: list[dict[str, Any]] = []
         self.lines: list[Any] = []
+        self.names: Callable[[bytes, int], list[tuple[int, dict[str, Any]]]] | None = None
         self.log_files: Any = SimpleNamespace(logger=lambda config: self.lines.append)
         self.histograms = HistogramStore()
         self.workers = Snapshot()
@@ -106,6 +107,9 @@ class FakeServer:
 
     async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         return len(self.open), self.open[:limit]
+
+    async def explain_name(self, name: bytes, qtype: int) -> list[tuple[int, dict[str, Any]]] | None:
+        return self.names and self.names(name, qtype)
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

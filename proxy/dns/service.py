@@ -1,0 +1,215 @@
+"""One worker's DNS: what a query is answered with. Memo -> name table -> cache -> servers.
+
+The memo holds ready replies by the bytes of a query without its id. Answers of the table live there until the table is
+swapped, answers of the cache for a second, in which no TTL becomes wrong by more than that second.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable, Iterable
+from itertools import cycle, repeat
+from typing import TYPE_CHECKING, Any
+
+from proxy.dns import local
+from proxy.dns.message import CLASS_ANY, CLASS_IN, NXDOMAIN, RCODE_MASK, TC, rcode_text
+from proxy.dns.query import Address, Query, parse_query
+from proxy.dns.stats import DnsStats
+from proxy.log import get
+
+if TYPE_CHECKING:
+    from proxy.config.model import SocketAddress
+    from proxy.dns.forwarder import Forwarder
+    from proxy.dns.table import Table
+
+log = get("dns")
+
+LATER = b""
+"""What ``answer`` returns when the reply comes by ``respond``."""
+
+MAX_MEMO = 16_384
+"""Queries in each memo; a full one is emptied. With 0x20 every spelling of a name is a query of its own."""
+MAX_MEMO_BYTES = 8 << 20
+"""The same in bytes of queries and replies."""
+MAX_REMEMBERED = 512
+"""Bytes of a query that may be remembered."""
+MAX_REPLIES = 8_192
+"""Bytes of all replies to one query that may be remembered."""
+FRESH = 1.0
+"""Seconds that an answer of the cache lives in the memo."""
+
+Respond = Callable[[bytes | None, Address], None]
+"""Takes the reply that comes later (None: there is none) and the client's address."""
+
+
+class DnsService:
+    """Without sockets: messages in, messages out."""
+
+    def __init__(self, loop: AbstractEventLoop, forwarder: Forwarder, stats: DnsStats) -> None:
+        self.forwarder = forwarder
+        self.stats = stats
+        self.table: Table | None = None
+        self.memo: dict[bytes, Callable[[], bytes]] = {}
+        """Query without id -> function that gives a reply without id, of several in turn (rotation)."""
+        self.fresh: dict[bytes, bytes] = {}
+        """Query without id -> reply without id, for FRESH seconds."""
+        self._loop = loop
+        self._memo_bytes = self._fresh_bytes = 0
+        self._turn = 0
+        self._timer: TimerHandle | None = None
+
+    # --- what it knows --------------------------------------------------------------------------------------------
+
+    def set_table(self, table: Table) -> None:
+        """Answer from this table from now on; nothing of the one before is kept."""
+        self.table = table
+        self.memo.clear()
+        self.fresh.clear()
+        self._memo_bytes = self._fresh_bytes = 0
+        self.stats.name_table_loaded = 1
+        self.stats.name_table_names = len(table)
+        log.debug("name table with %d names is in force", len(table))
+
+    def set_servers(self, servers: Iterable[SocketAddress]) -> None:
+        """Ask these servers from now on."""
+        self.forwarder.set_servers(list(servers))
+        self.fresh.clear()
+
+    def close(self) -> None:
+        """Forget everything; queries under way get no reply."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.memo.clear()
+        self.fresh.clear()
+        self.forwarder.close()
+
+    # --- queries --------------------------------------------------------------------------------------------------
+
+    def answer(self, packet: bytes, tcp: bool, client: Address, respond: Respond) -> bytes | None:
+        """The reply to a message; None: it gets none; LATER: ``respond`` is called once, from a later round of the
+        loop or this one."""
+        stats = self.stats
+        stats.requests_total += 1
+        if tcp:
+            stats.requests_tcp += 1
+        else:
+            stats.requests_udp += 1
+        query = parse_query(packet, tcp, client)
+        if not isinstance(query, Query):
+            stats.malformed_total += 1
+            if log.debug_on:
+                log.debug("%s", _refusal(packet, query, client))
+            return query
+        reply = self._from_table(query, packet)
+        if reply is not None:
+            return reply
+        cached = self.forwarder.cached(query)
+        if cached is not None:
+            reply, reason = cached
+            reply = self._corrected(query, reply)
+            self._settle(query, reply, reason)
+            if not tcp and len(packet) <= MAX_REMEMBERED and len(reply) <= MAX_REPLIES:
+                self._remember_fresh(packet[2:], reply[2:])
+            return reply
+
+        def done(reply: bytes | None, reason: str) -> None:
+            if reply is not None:
+                reply = self._corrected(query, reply)
+            self._settle(query, reply, reason)
+            respond(reply, client)
+
+        self.forwarder.ask(query, done)
+        return LATER
+
+    def _from_table(self, query: Query, packet: bytes) -> bytes | None:
+        table = self.table
+        if table is None or query.qclass not in (CLASS_IN, CLASS_ANY):
+            return None
+        self._turn += 1
+        found = local.answer(table, query, self._turn)
+        if found is None:
+            return None
+        self.stats.answers_local += 1
+        reply = found.reply
+        self._settle(query, reply, found.reason)
+        size = len(reply) * found.variants
+        if not query.tcp and len(packet) <= MAX_REMEMBERED and size <= MAX_REPLIES and not reply[2] & TC >> 8:
+            memo = self.memo
+            self._memo_bytes += len(packet) + size
+            if len(memo) >= MAX_MEMO or self._memo_bytes > MAX_MEMO_BYTES:
+                memo.clear()
+                self._memo_bytes = len(packet) + size
+            if found.variants == 1:
+                memo[packet[2:]] = repeat(reply[2:]).__next__
+            else:
+                others = (local.answer(table, query, turn) for turn in range(found.variants))
+                memo[packet[2:]] = cycle(tuple(one.reply[2:] for one in others if one is not None)).__next__
+        return reply
+
+    def _corrected(self, query: Query, reply: bytes) -> bytes:
+        table = self.table
+        return reply if table is None else local.corrected(table, query, reply)
+
+    def _remember_fresh(self, key: bytes, reply: bytes) -> None:
+        fresh = self.fresh
+        self._fresh_bytes += len(key) + len(reply)
+        if len(fresh) >= MAX_MEMO or self._fresh_bytes > MAX_MEMO_BYTES:
+            fresh.clear()
+            self._fresh_bytes = len(key) + len(reply)
+        fresh[key] = reply
+        if self._timer is None:
+            self._timer = self._loop.call_later(FRESH, self._forget_fresh)
+
+    def _forget_fresh(self) -> None:
+        self._timer = None
+        self._fresh_bytes = 0
+        self.fresh.clear()
+
+    def _settle(self, query: Query, reply: bytes | None, reason: str) -> None:
+        """Count and log an answer."""
+        if reply is not None and reply[2] & TC >> 8:
+            self.stats.truncated_total += 1
+        if log.debug_on:
+            log.debug("%s %s: %s", _address(query.client), query.text, described(reply, reason))
+
+    # --- explain --------------------------------------------------------------------------------------------------
+
+    def explain(self, name: bytes, qtype: int) -> dict[str, Any]:
+        """What would be answered to a query over TCP, and why; plain containers. Nothing is asked or counted."""
+        query = Query(0, 0x0100, name, qtype, CLASS_IN, tcp=True)
+        found = None if self.table is None else local.answer(self.table, query, 0)
+        result: dict[str, Any] = {"table": {"loaded": self.table is not None,
+                                            "names": 0 if self.table is None else len(self.table)}}
+        if found is not None:
+            return {"source": "table", "reason": found.reason, "reply": found.reply, **result}
+        theirs = self.forwarder.explain(query.key, qtype)
+        reason = "no name table yet" if self.table is None else "not in the name table"
+        return {"source": "upstream", "reason": reason, "reply": b"", **result, "upstream": theirs}
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def described(reply: bytes | None, reason: str) -> str:
+    """``NOERROR, 2 answers (reason)``."""
+    if reply is None:
+        return f"no reply ({reason})"
+    code = reply[3] & RCODE_MASK
+    answers = int.from_bytes(reply[6:8], "big")
+    cut = ", truncated" if reply[2] & TC >> 8 else ""
+    count = "" if code == NXDOMAIN and not answers else f", {answers} answer{'' if answers == 1 else 's'}"
+    return f"{rcode_text(code)}{count}{cut} ({reason})"
+
+
+def _refusal(packet: bytes, reply: bytes | None, client: Address) -> str:
+    size = f"message of {len(packet)} bytes from {_address(client)}"
+    if reply is None:
+        return f"{size} is dropped: expected a query, got {'a reply' if len(packet) >= 12 else 'no whole header'}"
+    return f"{size} is no question that is answered here: {rcode_text(reply[3] & RCODE_MASK)}"
+
+
+def _address(client: Address) -> str:
+    if len(client) < 2:
+        return "?"
+    host, port = client[0], client[1]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
