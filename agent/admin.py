@@ -89,7 +89,7 @@ class Admin:
         except Refused:
             return None
         try:
-            return bool(json.loads(body)["name_table"]["loaded"])
+            return bool(json.loads(body)["table"]["loaded"])
         except _NONSENSE as error:
             raise AdminError(f"GET /dns on admin port {self.port}: unexpected answer: {error!r}") from None
 

@@ -52,7 +52,7 @@ COMMANDS = (
                 _FORMAT, Parameter("limit", f"at most so many (default {connections.DEFAULT_LIMIT})"))),
     Command("/contention", "waiting for locks (with --enable-mutex-tracing)", info.handle_contention),
     Command("/dns", "what a DNS query would be answered with, and why (not in Envoy)", dns.handle_dns, (
-        Parameter("name", "the name that is asked for"),
+        Parameter("name", "the name that is asked for; without: the name table and the servers"),
         Parameter("type", "the type of records (default A)"), _FORMAT)),
     Command("/drain_listeners", "stop listening", control.handle_drain_listeners, (
         Parameter("graceful", "keep listening for the drain time while connections are asked to close", flag=True),

@@ -12,16 +12,16 @@ from proxy.dns.message import RCODE_MASK, MessageError, name_to_text, name_to_wi
 Explanation = Mapping[str, Any]
 """One worker's: dns.service.DnsService.explain."""
 
-_USAGE = "usage: /dns?name=(host name)&type=(A|AAAA|...)&format=(json|text)\n"
+_USAGE = "usage: /dns?name=(host name, or none)&type=(A|AAAA|...)&format=(json|text)\n"
 
 
 async def handle_dns(console: Console, request: Request) -> Response:
-    """The table's answer, or what cache and servers are like; nothing is asked."""
+    """The table's answer, or what cache and servers are like; nothing is asked. Without a name: table and servers."""
     name = request.get("name")
-    if not name or request.get("format") not in (None, "text", "json"):
+    if request.get("format") not in (None, "text", "json"):
         return bad_request(_USAGE)
     try:
-        wire, qtype = name_to_wire(name), type_number(request.get("type") or "A")
+        wire, qtype = name_to_wire(name or "."), type_number(request.get("type") or "A")
     except MessageError as error:
         return bad_request(f"{error}\n{_USAGE}")
     workers = await console.server.explain_name(wire, qtype)
@@ -29,7 +29,7 @@ async def handle_dns(console: Console, request: Request) -> Response:
         return Response(404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n")
     if not workers:
         return Response(503, "no worker answers\n")
-    document = describe(wire, qtype, workers)
+    document = describe(wire, qtype, workers) if name else overview(workers)
     return as_json(document) if request.get("format") == "json" else Response(200, text(document))
 
 
@@ -46,14 +46,26 @@ def describe(name: bytes, qtype: int, workers: Sequence[tuple[int, Explanation]]
         document["answers"] = [" ".join(str(record).split()) for record in message.rr]
         document["authority"] = [" ".join(str(record).split()) for record in message.auth]
     if "upstream" in first:
-        document["workers"] = [{"worker": index, **explanation["upstream"]} for index, explanation in workers]
+        document |= _upstream(workers)
     return document
+
+
+def overview(workers: Sequence[tuple[int, Explanation]]) -> dict[str, Any]:
+    """What there is to answer from."""
+    return {"table": workers[0][1]["table"], **_upstream(workers)}
+
+
+def _upstream(workers: Sequence[tuple[int, Explanation]]) -> dict[str, Any]:
+    return {"workers": [{"worker": index, **explanation["upstream"]} for index, explanation in workers]}
 
 
 def text(document: Mapping[str, Any]) -> str:
     """For people."""
     table = document["table"]
-    lines = [f"{document['name']} {document['type']}: {_SOURCES[document['source']]}", f"reason: {document['reason']}"]
+    lines = []
+    if "name" in document:
+        lines += [f"{document['name']} {document['type']}: {_SOURCES[document['source']]}",
+                  f"reason: {document['reason']}"]
     if "rcode" in document:
         lines.append(f"answer: {document['rcode']}")
         lines += [f"  {record}" for record in document["answers"]]
@@ -76,7 +88,7 @@ def _worker_lines(worker: Mapping[str, Any]) -> list[str]:
         lines.append(f"  cache: {entry['rcode']}, {entry['answers']} answers, {entry['age_s']:.0f} s old, "
                      f"{state}{flags}")
     if not cache["found"]:
-        lines.append(f"  cache: not found ({cache['entries']} of {cache['limit']} answers)" if cache["limit"]
+        lines.append(f"  cache: not in it ({cache['entries']} of {cache['limit']} answers)" if cache["limit"]
                      else "  cache: off")
     for server in worker["servers"]:
         lines.append(f"  server {server['address']}: {server['state']}, round trip {server['rtt_ms']:.1f} ms, "

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.mesh_pod import proxy_config
+from tests.e2e.mesh_pod import CAPTURE, proxy_config
 
 from .netns import DEADLINE, REPOSITORY, Namespace, require, require_python
 
@@ -80,16 +80,34 @@ class DnsWorld:
         """A page of the pod's agent or proxy."""
         return self.pod.run(["curl", "-s", "--max-time", "5", f"http://127.0.0.1:{port}{path}"]).stdout
 
-    @property
     def is_ready(self) -> bool:
         """The answer to the kubelet's probe is 200."""
         return self.pod.run(["curl", "-sf", "--max-time", "5", "http://127.0.0.1:15021/healthz/ready"]).returncode == 0
+
+    def is_serving(self) -> bool:
+        """The proxy's workers have started."""
+        return self.get(15000, "/ready") == "LIVE\n"
+
+    @property
+    def log(self) -> str:
+        """What agent and proxy have written."""
+        return (self.folder / "agent.log").read_text()
 
     def eventually(self, what: str, condition: Callable[[], object]) -> None:
         """Return once it holds."""
         deadline = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < deadline, f"never happened: {what}"
+
+    def workers(self) -> list[int]:
+        """Processes of the proxy's workers: those whose parent is a proxy too."""
+        done = subprocess.run(["ip", "netns", "pids", self.pod.name], capture_output=True, text=True, check=True)
+        parents = {}
+        for pid in map(int, done.stdout.split()):
+            with contextlib.suppress(OSError):
+                if b"\0-m\0proxy\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return [pid for pid, parent in parents.items() if parent in parents]
 
     def asked(self, name: str) -> int:
         """How often the resolver was asked for a name."""
@@ -134,8 +152,10 @@ def _resolver(outside: Namespace, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def dns_world(*capture: str, resolvers: tuple[str, ...] = (OUTSIDE,)) -> Iterator[DnsWorld]:
-    """`capture`: more flags of istio-iptables. The agent is ready when the block begins."""
+def dns_world(
+    *capture: str, resolvers: tuple[str, ...] = (OUTSIDE,), table: dict[str, Any] | None = TABLE
+) -> Iterator[DnsWorld]:
+    """`capture`: more flags of istio-iptables. The sidecar is ready when the block begins if there is a `table`."""
     require()
     require_python(PROXY_UID)
     for program in ("dnsmasq", "dig", "curl"):
@@ -151,10 +171,11 @@ def dns_world(*capture: str, resolvers: tuple[str, ...] = (OUTSIDE,)) -> Iterato
         pod.resolv_conf(f"search {' '.join(SEARCH)}\n{servers}options ndots:5\n")
         _resolver(outside, folder / "resolver.log")
         outside.start([sys.executable, "-m", "http.server", "--bind", OUTSIDE, "--directory", str(folder), "8000"])
-        done = pod.python("-m", "init", "--redirect-dns", *capture)
+        done = pod.python("-m", "init", *CAPTURE, "--redirect-dns", *capture)
         assert done.returncode == 0, done.stderr
         world = DnsWorld(pod, outside, folder, folder / "resolver.log")
-        world.write_table(TABLE)
+        if table is not None:
+            world.write_table(table)
         (folder / "envoy.json").write_text(json.dumps(_configuration()))
         (folder / "page").write_text("the page of the shop\n")
         log = folder / "agent.log"
@@ -171,9 +192,10 @@ def dns_world(*capture: str, resolvers: tuple[str, ...] = (OUTSIDE,)) -> Iterato
             },
         )  # fmt: skip
         try:
-            world.eventually("the sidecar is ready", lambda: world.is_ready or agent.poll() is not None)
+            started = world.is_ready if table is not None else world.is_serving
+            world.eventually("the sidecar has started", lambda: started() or agent.poll() is not None)
             assert agent.poll() is None, "the agent has ended"
             yield world
         except BaseException:
-            print(log.read_text()[-20_000:])
+            print(world.log[-20_000:])
             raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +94,11 @@ def test_what_applications_resolve(world: DnsWorld, library: str) -> None:
         "wild.example": set(),
         "big.test": set(BIG),
     }
-    assert {name: resolve(world, library, name) for name in expected} == expected
+    found = {name: resolve(world, library, name) for name in expected}
+    if library == "musl":  # takes 48 addresses at most, and of a truncated answer what there is
+        assert found["big.test"] and found["big.test"] <= expected.pop("big.test")
+        del found["big.test"]
+    assert found == expected
 
 
 def test_names_of_the_mesh_never_reach_the_resolver(world: DnsWorld) -> None:
@@ -159,11 +165,31 @@ def test_a_new_table_takes_effect_whole(world: DnsWorld) -> None:
         world.eventually("the new name", lambda: world.dig("ratings.bookinfo.svc.cluster.local") == ["10.96.0.99"])
         assert world.dig("reviews.bookinfo.svc.cluster.local") == []
         world.write_table({"table": {"x.example": {"ips": 7}}})
-        world.eventually("the bad table is refused", lambda: "x.example" in (world.folder / "agent.log").read_text())
+        world.eventually("the bad table is refused", lambda: "x.example" in world.log)
         assert world.dig("ratings.bookinfo.svc.cluster.local") == ["10.96.0.99"]
     finally:
         world.write_table(TABLE)
         world.eventually("the old name", lambda: world.dig("reviews.bookinfo.svc.cluster.local") == ["10.96.0.13"])
+
+
+def test_a_worker_that_dies_is_missed_by_nobody(world: DnsWorld) -> None:
+    before = world.workers()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    world.eventually("there is another", lambda: len(set(world.workers()) - {before[0]}) == 2)
+    for _ in range(10):  # each from another port, so both workers are asked
+        assert world.app("dig", "+short", "+tries=3", "+time=1", "shop.example").stdout == f"{SHOP}\n"
+
+
+def test_before_the_table_comes_the_resolver_answers_and_the_pod_is_not_ready() -> None:
+    with dns_world(table=None) as world:
+        assert world.dig("outside.test") == [OUTSIDE]
+        assert world.dig("shop.example") == []
+        assert not world.is_ready()
+        assert "Envoy proxy is NOT ready: DNS lookup table is not ready yet" in world.log
+        world.write_table(TABLE)
+        world.eventually("the sidecar is ready", world.is_ready)
+        assert world.dig("shop.example") == [SHOP]
 
 
 def test_over_ipv6() -> None:

@@ -122,8 +122,8 @@ def test_failures_name_what_was_asked(answers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ('{"name_table": {"loaded": true}}', True),
-        ('{"name_table": {"loaded": false}}', False),
+        ('{"table": {"loaded": true}}', True),
+        ('{"table": {"loaded": false}}', False),
         ((404, "invalid path"), None),
     ],
 )
