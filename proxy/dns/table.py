@@ -89,8 +89,8 @@ class Table:
         self.pointers = pointers
         self._search_wire = tuple(search)
         self._service_domain = service_domain
-        cluster = parent(service_domain) if len(parent(service_domain)) > 1 else service_domain
-        self._search = tuple((domain, number == 0, bool(service_domain) and is_below(domain, cluster))
+        cluster = _cluster_domain(service_domain)
+        self._search = tuple((domain, number == 0, cluster is not None and is_below(domain, cluster))
                              for number, domain in enumerate(search))
         self.warnings = tuple(warnings)
 
@@ -269,6 +269,14 @@ def _without_namespace(domain: str, namespace: str) -> str:
     """``svc.cluster.local`` of ``ns1.svc.cluster.local``."""
     first, _, rest = domain.removesuffix(".").partition(".")
     return rest if first == namespace else domain
+
+
+def _cluster_domain(service_domain: bytes) -> bytes | None:
+    """``cluster.local`` of ``svc.cluster.local``; None without a domain."""
+    if not service_domain:
+        return None
+    above = parent(service_domain)
+    return above if above[0] else service_domain
 
 
 def _search(search_domains: Iterable[str], notes: Notes) -> list[bytes]:
