@@ -348,7 +348,7 @@ def test_a_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- any table --------------------------------------------------------------------------------------------------------
 
 LABEL = st.sampled_from(["a", "b", "web", "svc", "ns1", "ns2", "cluster", "local", "example", "*", "l" * 63])
-NAME = st.lists(LABEL, min_size=1, max_size=6).map(".".join)
+NAME = st.lists(LABEL, min_size=1, max_size=6).map(".".join).filter(lambda name: len(name) < 200)
 INFO = st.fixed_dictionaries({"ips": st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "x"]), max_size=3)},
                              optional={"registry": st.sampled_from(["Kubernetes", "External"]), "shortname": LABEL,
                                        "namespace": LABEL, "alt_hosts": st.lists(NAME, max_size=2)})
