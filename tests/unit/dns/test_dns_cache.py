@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dns.cache import FAILURE_TTL, FAILURES, LARGEST, Cache, Key, key_of
+from proxy.dns.cache import FAILURE_TTL, FAILURES, LEAST_BYTES, Cache, Key, key_of
 from proxy.dns.reply import Reply
 from tests.unit.dns.dns_upstream_world import query_of
 
@@ -42,7 +42,6 @@ def test_ttl_has_an_upper_bound() -> None:
 def test_what_is_not_kept() -> None:
     cache = Cache(10, 3600, 30)
     assert not cache.put(key(1), reply(0), 0.0)
-    assert not cache.put(key(1), reply(60, LARGEST), 0.0)
     assert not Cache(0, 3600, 30).put(key(1), reply(), 0.0)
     assert not Cache(10, 0, 30).put(key(1), reply(), 0.0)
     assert len(cache) == 0
@@ -97,8 +96,9 @@ def test_bounded_in_bytes() -> None:
     cache = Cache(100, 3600, 0)
     for number in range(100):
         cache.put(key(number), reply(size=20_000), 0.0)
-        assert cache.bytes <= cache.limit_bytes == 204_800
-    assert len(cache) == 204_800 // reply(size=20_000).size
+        assert cache.bytes <= cache.limit_bytes == LEAST_BYTES
+    assert len(cache) == LEAST_BYTES // reply(size=20_000).size
+    assert Cache(10_000, 3600, 0).limit_bytes == 20_480_000
 
 
 def test_what_is_in_use_survives_names_that_are_asked_once() -> None:

@@ -52,11 +52,14 @@ def test_how_long_to_wait(seconds: float | None, wait: float) -> None:
     assert server.wait == pytest.approx(wait)
 
 
-def test_the_fastest_first_and_unknown_ones_before() -> None:
+def test_the_fastest_first_and_unknown_ones_after_those_that_answer() -> None:
     servers, one, two, three_ = three()
     assert servers.order() == [one, two, three_]
+    three_.answered(0.02, 1.0)
+    assert servers.order() == [three_, one, two]
+    two.unanswered(0.5, 1.0)
+    assert servers.order() == [three_, one, two]
     one.answered(0.02, 1.0)
-    assert servers.order() == [two, three_, one]
     two.answered(0.01, 1.0)
     three_.answered(0.03, 1.0)
     assert servers.order() == [two, one, three_]
@@ -128,6 +131,11 @@ def test_those_that_are_not_asked_are_probed_now_and_then() -> None:
     assert servers.to_probe(one, now) is None
     two.answered(0.02, now + 0.02)
     assert servers.to_probe(one, now + PROBE_IDLE) is three_
+
+
+def test_unknown_ones_are_probed_at_once() -> None:
+    servers, one, two, three_ = three()
+    assert [servers.to_probe(one, 5.0) for _ in range(3)] == [two, three_, None]
 
 
 def test_a_bad_server_is_probed_sooner_and_then_less_and_less_often() -> None:
