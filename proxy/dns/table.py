@@ -105,6 +105,10 @@ class Table:
 
     def find(self, key: bytes) -> Found | None:
         """What a name is. Exact names first, then search domains in their order, then the longest wildcard."""
+        found = self._find_exact(key)
+        return self._find_wildcard(key) if found is None and self.wildcards else found
+
+    def _find_exact(self, key: bytes) -> Found | None:
         number = self.names.get(key)
         if number is not None:
             return Found(self._record(number), key, False)
@@ -115,7 +119,7 @@ class Table:
                 number = self.names.get(target)
                 if number is not None and self._stands_for(key, target, number, search):
                     return Found(self._record(number, target, domain), target, False)
-        return self._find_wildcard(key) if self.wildcards else None
+        return None
 
     def _find_wildcard(self, key: bytes) -> Found | None:
         remainder = parent(key)
@@ -126,11 +130,13 @@ class Table:
             for search in self._search:
                 domain = search[0]
                 if remainder.endswith(domain):
-                    number = self.wildcards.get(remainder[:-len(domain)] + b"\0")
+                    wildcard = remainder[:-len(domain)] + b"\0"
+                    number = self.wildcards.get(wildcard)
                     if number is not None:
                         target = key[:-len(domain)] + b"\0"
-                        if self._stands_for(key, target, number, search):
-                            return Found(self._record(number, target, domain), _STAR + parent(target), True)
+                        # What stands for itself is no wildcard's, even where it must not be a CNAME's target.
+                        if self._find_exact(target) is None and self._stands_for(key, target, number, search):
+                            return Found(self._record(number, target, domain), _STAR + wildcard, True)
             remainder = parent(remainder)
         return None
 

@@ -138,7 +138,7 @@ def test_the_rule_is_told() -> None:
     assert list(rules.values()) == ["short name", "short name and namespace", "short name, namespace and svc", "host",
                                     "alt_hosts", "short name and namespace, search domain cluster.local."]
     found = WORLD.find(name_to_wire("x.y.wildcard.corp.example"))
-    assert found is not None and found.wildcard and text(found.key) == "*.y.wildcard."
+    assert found is not None and found.wildcard and text(found.key) == "*.wildcard."
     assert repr(found.record) == ("<Record *.wildcard (host, search domain corp.example.) -> x.y.wildcard. A=1 AAAA=0>")
 
 
@@ -185,6 +185,17 @@ def test_a_machine_outside_of_the_cluster_has_its_own_search_domain() -> None:
     table = table_of(kubernetes("web", "ns1", "10.0.0.1"), external("bare", "10.0.0.2"), search=("corp.example",))
     assert meaning(table, "web.corp.example") == "web.ns1.svc.cluster.local => web"
     assert meaning(table, "bare.corp.example") == "bare => bare"
+
+
+def test_a_wildcard_does_not_take_an_exact_name_behind_a_search_domain() -> None:
+    """db.prod.corp.example could only be a CNAME of db.prod, which is another host's than *.prod."""
+    table = table_of(kubernetes("db", "prod", "10.0.0.1"), external("*.prod", "10.0.0.2"))
+    assert meaning(table, "db.prod") == "db.prod.svc.cluster.local"
+    assert meaning(table, "db.prod.corp.example") is None
+    assert meaning(table, "x.prod.corp.example") == "*.prod => x.prod"
+    chained = table_of(external("foo", "10.0.0.1"), external("*.x", "10.0.0.2"), search=("x", "corp.example"))
+    assert meaning(chained, "foo.x") == "foo => foo"
+    assert meaning(chained, "foo.x.corp.example") is None
 
 
 # --- odd domains, hosts, search lists ---------------------------------------------------------------------------------
