@@ -92,6 +92,16 @@ def test_istiods_own_story() -> None:
     assert story.hosts(first.key) == {}
 
 
+def test_the_older_entry_keeps_an_address_whatever_the_order() -> None:
+    younger = ServiceEntry("a", "younger", ("y.io",), DNS, assigned={"y.io": pair(1)}, created=5)
+    older = ServiceEntry("z", "older", ("o.io",), DNS, assigned={"o.io": pair(1)}, created=4)
+    for entries in ([younger, older], [older, younger]):
+        result = allocate(entries)
+        assert result.assigned == {"z/older": {"o.io": pair(1)}, "a/younger": {"y.io": pair(2)}}
+        assert result.used.owners[ipaddress.ip_address(pair(1)[0])] == "z/older"
+        assert result.warnings == ("a/younger: 240.240.0.1 is z/older's; its hosts get new addresses",)
+
+
 def test_other_prefixes() -> None:
     story = Story(Prefixes.parse("240.240.2.0/24", "2001:2:0:2::/64"))
     one, two = ("240.240.2.1", "2001:2:0:2::1"), ("240.240.2.2", "2001:2:0:2::2")
@@ -142,6 +152,10 @@ def test_an_exhausted_prefix() -> None:
     gone = replace(entries[4], assigned={}, hosts=("new.io",))
     again = allocate([gone], prefixes, Used(next_v4=ipaddress.IPv4Address("10.9.9.4")))
     assert again.assigned == {"n/e4": {"new.io": ("10.9.9.1", "fd00::1")}}
+    # around the end, over addresses that users have
+    taken = ServiceEntry("n", "user", ("u.io",), DNS, addresses=("10.9.9.1", "10.9.9.3", "fd00::1"))
+    around = allocate([taken, gone], prefixes, Used(next_v4=ipaddress.IPv4Address("10.9.9.3")))
+    assert around.assigned == {"n/e4": {"new.io": ("10.9.9.2", "fd00::2")}}
 
 
 def test_the_end_of_all_addresses() -> None:

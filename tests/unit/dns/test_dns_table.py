@@ -204,14 +204,16 @@ def test_a_wildcard_does_not_take_an_exact_name_behind_a_search_domain() -> None
 @pytest.mark.parametrize(("domain", "namespace", "short"), [
     ("ns1.svc.cluster.local", "ns1", "web.ns1.svc"),
     ("svc.cluster.local", "ns1", "web.ns1.svc"),  # no namespace in front
-    ("NS1.svc.Cluster.local.", "NS1", None),  # another namespace's spelling: namespaces are lower case
+    ("ns1.Svc.Cluster.Local.", "ns1", "web.ns1.svc"),
     ("", "ns1", None),
     ("ns1", "ns1", None),
 ])
 def test_domains(domain: str, namespace: str, short: str | None) -> None:
     table = table_of(kubernetes("web", "ns1", "10.0.0.1"), domain=domain, namespace=namespace)
     assert meaning(table, "web.ns1.svc.cluster.local") == "web.ns1.svc.cluster.local"
-    assert (meaning(table, "web") is None) == (short is None)
+    for name in ("web", "web.ns1", "web.ns1.svc"):
+        assert (meaning(table, name) is None) == (short is None)
+    assert meaning(table, "web.ns1.cluster") is None
 
 
 def test_hosts_that_are_no_names_are_left_out_and_told() -> None:
@@ -236,10 +238,23 @@ def test_aliases_that_are_no_names_are_left_out() -> None:
         "i.ns1.svc.cluster.local."])
 
 
+def test_aliases_longer_than_a_name_are_left_out() -> None:
+    label = "l" * 63
+    short = ".".join([label] * 3)
+    for rest in (40, 56, 57, 58, 59, 60):
+        table = table_of({"h.ns1.svc.cluster.local": {
+            "ips": ["10.0.0.1"], "registry": "Kubernetes", "shortname": short, "namespace": "n" * rest}})
+        aliases = {text(key) for key in table.names} - {"h.ns1.svc.cluster.local."}
+        assert all(len(key) <= 255 for key in table.names)
+        assert len(aliases) == (2 if rest <= 57 else 0)
+
+
 def test_search_lists() -> None:
     table = table_of(external("a.example", "1.1.1.1"), search=("One.Example.", ".", "", "bad..one", "one.example"))
     assert meaning(table, "a.example.one.example") == "a.example => a.example"
     assert len(table.warnings) == 1 and "bad..one" in table.warnings[0]
+    root = table_of(external("bare", "1.1.1.1"), search=(".", "one.example"))
+    assert meaning(root, "bare.one.example") == "bare => bare", "the root is not the first search domain"
     many = table_of(external("a.example", "1.1.1.1"), search=tuple(f"d{n}.example" for n in range(MAX_SEARCH + 3)))
     assert meaning(many, f"a.example.d{MAX_SEARCH - 1}.example") is not None
     assert meaning(many, f"a.example.d{MAX_SEARCH}.example") is None
