@@ -165,13 +165,20 @@ class TcpConnection:
 
     def _take(self) -> None:
         """Answer what was read, as far as the bounds allow."""
-        self._taking = True
-        try:
-            replies = self._answers()
-        finally:
-            self._taking = False
-        if self._sock is not None and (not replies or self._send(b"".join(replies))):
-            self._watch()
+        while True:
+            self._taking = True
+            try:
+                replies = self._answers()
+            finally:
+                self._taking = False
+            if self._sock is None:
+                return
+            if not replies:
+                break
+            if not self._send(b"".join(replies)):
+                return
+            # What was too much to answer at once may go on where the kernel took all of it.
+        self._watch()
 
     def _answers(self) -> list[bytes]:
         """The answers that are there at once, each with its length; closes the connection of who speaks no DNS."""
