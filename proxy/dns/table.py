@@ -122,12 +122,13 @@ class Table:
         return None
 
     def _find_wildcard(self, key: bytes) -> Found | None:
+        behind = [search for search in self._search if key.endswith(search[0])]
         remainder = parent(key)
         while len(remainder) > 1:
             number = self.wildcards.get(remainder)
             if number is not None:
                 return Found(self._record(number), _STAR + remainder, True)
-            for search in self._search:
+            for search in behind:
                 domain = search[0]
                 if remainder.endswith(domain):
                     wildcard = remainder[:-len(domain)] + b"\0"
