@@ -14,6 +14,7 @@ from proxy.config.model import SocketAddress
 from proxy.deadlines import NEVER
 from proxy.dns.query import Address
 from proxy.dns.service import LATER, DnsService, log
+from proxy.dns.udp import is_loopback
 from proxy.listener.accept import BindError, ListenSocket
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TcpListener:
         self._deadlines = deadlines
         self._service = service
         self._connections = connections
-        self._listen = ListenSocket(loop, address, None, 0, self._accepted)
+        self._listen = ListenSocket(loop, address, None, 0, self._accepted, loopback_only=is_loopback(address.host))
 
     @property
     def address(self) -> SocketAddress:

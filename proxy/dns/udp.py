@@ -12,7 +12,7 @@ from proxy.config.model import SocketAddress
 from proxy.dns.query import Address
 from proxy.dns.service import DnsService, log
 from proxy.dns.udp_batch import BATCH, DATAGRAM, BatchReader
-from proxy.listener.accept import BindError
+from proxy.listener.accept import BindError, keep_to_loopback
 
 RECEIVE_BUFFER = 4 << 20
 """Bytes asked of the kernel (net.core.rmem_max bounds it), so that bursts wait and are not lost."""
@@ -20,6 +20,11 @@ RECEIVE_BUFFER = 4 << 20
 _WILDCARDS = ("0.0.0.0", "::")
 _IP_PKTINFO = 8
 """linux/in.h; the socket module has no name for it before Python 3.14."""
+
+
+def is_loopback(host: str) -> bool:
+    """127.0.0.0/8 or ::1."""
+    return host == "::1" or host.startswith("127.")
 
 
 class UdpListener:
@@ -45,6 +50,8 @@ class UdpListener:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if is_loopback(host):
+                keep_to_loopback(sock)
             sock.bind((host, port))
             if host in _WILDCARDS:
                 # The answer must come from the address that was asked, which only the datagram knows.
