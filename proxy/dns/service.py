@@ -127,8 +127,7 @@ class DnsService:
             return reply
         cached = self.forwarder.cached(query)
         if cached is not None:
-            reply, reason = cached
-            reply = self._corrected(query, reply)
+            reply, reason = self._corrected(query, *cached)
             self._settle(query, reply, reason)
             if not tcp and len(packet) <= MAX_REMEMBERED and len(reply) <= MAX_REPLIES:
                 self._remember_fresh(packet[2:], reply)
@@ -136,7 +135,7 @@ class DnsService:
 
         def done(reply: bytes | None, reason: str) -> None:
             if reply is not None:
-                reply = self._corrected(query, reply)
+                reply, reason = self._corrected(query, reply, reason)
             self._settle(query, reply, reason)
             respond(reply, client)
 
@@ -147,10 +146,12 @@ class DnsService:
         table = self.table
         if table is None or query.qclass not in (CLASS_IN, CLASS_ANY):
             return None
-        self._turn += 1
         found = local.answer(table, query, self._turn)
         if found is None:
             return None
+        if found.variants > 1:
+            # Others do not count: clients ask for A and AAAA in turn, and would get every second rotation.
+            self._turn += 1
         self.stats.answers_local += 1
         reply = found.reply
         self._settle(query, reply, found.reason)
@@ -167,9 +168,11 @@ class DnsService:
             memo[packet[2:]] = in_turn(turns)
         return reply
 
-    def _corrected(self, query: Query, reply: bytes) -> bytes:
+    def _corrected(self, query: Query, reply: bytes, reason: str) -> tuple[bytes, str]:
         table = self.table
-        return reply if table is None else local.corrected(table, query, reply)
+        if table is None or (ours := local.corrected(table, query, reply)) is reply:
+            return reply, reason
+        return ours, f"{reason}: NXDOMAIN for a name of the table"
 
     def _remember_fresh(self, key: bytes, reply: bytes) -> None:
         fresh = self.fresh
@@ -204,7 +207,7 @@ class DnsService:
         if found is not None:
             return {"source": "table", "reason": found.reason, "reply": found.reply, **result}
         theirs = self.forwarder.explain(query.key, qtype)
-        reason = "no name table yet" if self.table is None else "not in the name table"
+        reason = "no name table yet" if self.table is None else local.passed_on(self.table, query)
         return {"source": "upstream", "reason": reason, "reply": b"", **result, "upstream": theirs}
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dns import service as module
-from proxy.dns.message import A, name_to_wire
+from proxy.dns.message import MX, A, name_to_wire
 from proxy.dns.service import LATER
 
 
@@ -40,6 +40,16 @@ def test_addresses_rotate_with_and_without_the_memo() -> None:
     over_tcp = [world.addresses(packet("three.ns1"), tcp=True) for _ in range(4)]
     assert len({tuple(one) for one in over_tcp}) == 3 and all(len(one) == 3 for one in over_tcp)
     assert len(world.service.memo) == 1, "nothing is remembered over TCP"
+
+
+def test_a_client_that_asks_for_both_families_gets_every_rotation() -> None:
+    """Answers that do not rotate leave the turn alone: AAAA between two A queries would otherwise halve it."""
+    world = World(table_of(kubernetes("two", "ns1", "10.0.1.1", "10.0.1.2")))
+    first = []
+    for _ in range(4):
+        first.append(world.addresses(packet("two.ns1"), tcp=True)[0])
+        assert world.addresses(packet("two.ns1", "AAAA"), tcp=True) == []
+    assert first == ["10.0.1.1", "10.0.1.2"] * 2
 
 
 def test_every_spelling_keeps_its_case() -> None:
@@ -193,6 +203,8 @@ def test_log_at_debug_has_a_line_a_query_with_its_reason(monkeypatch: pytest.Mon
         world.addresses(packet("Web.ns1"), tcp=True)
         world.forwarder.known[name_to_wire("x.example")] = lambda query: reply_to(query, rcode=dns.rcode.NXDOMAIN)
         world.ask(packet("x.example"))
+        world.forwarder.known[name_to_wire("www.google.com")] = world.forwarder.known[name_to_wire("x.example")]
+        world.ask(packet("www.google.com", "MX"))
         world.ask(packet("y.example", "AAAA"))
         world.forwarder.asked.pop()[1](None, "queue full")
         world.ask(b"x")
@@ -204,6 +216,8 @@ def test_log_at_debug_has_a_line_a_query_with_its_reason(monkeypatch: pytest.Mon
         f"127.0.0.1:40000 web.ns1. IN A: NOERROR, 1 answer ({host})",
         f"127.0.0.1:40000 Web.ns1. IN A: NOERROR, 1 answer ({host})",
         "127.0.0.1:40000 x.example. IN A: NXDOMAIN (cache hit, 12 s left)",
+        "127.0.0.1:40000 www.google.com. IN MX: NOERROR, 0 answers (cache hit, 12 s left: NXDOMAIN for a name of the "
+        "table)",
         "127.0.0.1:40000 y.example. IN AAAA: no reply (queue full)",
         "message of 1 bytes from 127.0.0.1:40000 is dropped: expected a query, got no whole header",
         "message of 12 bytes from 127.0.0.1:40000 is no question that is answered here: FORMERR",
@@ -220,6 +234,10 @@ def test_explain() -> None:
     found = world.service.explain(name_to_wire("X.example"), A)
     assert (found["source"], found["reason"], found["reply"]) == ("upstream", "not in the name table", b"")
     assert found["upstream"] == {"key": name_to_wire("x.example"), "type": A}
+    found = world.service.explain(name_to_wire("www.google.com"), MX)
+    assert found["source"] == "upstream"
+    assert found["reason"] == ("name table: host www.google.com (host) has addresses only; MX records are with the "
+                               "servers")
     found = World(table=None).service.explain(name_to_wire("web.ns1"), A)
     assert (found["reason"], found["table"]) == ("no name table yet", {"loaded": False, "names": 0})
     assert counts(world) == {} and CLIENT
