@@ -15,8 +15,9 @@ demo-stop: ## end what KEEP=1 left running
 test: ## lint, types and all tests: unit, conformance, network namespaces, end to end
 	@$(RUN) test scripts/check
 
-bench: ## compare with Envoy and HAProxy: requests per second, latency, memory; capture with iptables-restore
+bench: ## compare with Envoy and HAProxy, capture with iptables-restore, DNS with dnsmasq and unbound
 	@$(RUN) bench python -m bench.capture
+	@$(RUN) bench python -m bench.dns
 	@$(RUN) bench python -m bench
 
 lint: ## ruff and mypy --strict

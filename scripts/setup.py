@@ -73,7 +73,7 @@ PURPOSES = {
     "bench": Purpose(
         frozenset({"bench"}),
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
-        {**CAPTURE, "nft": "nftables"},
+        {**CAPTURE, "nft": "nftables", "dnsperf": "dnsperf", "dnsmasq": "dnsmasq-base", "unbound": "unbound"},
         in_checkout=True,
     ),
 }

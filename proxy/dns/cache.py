@@ -15,16 +15,16 @@ from proxy.dns.reply import Reply
 
 BYTES_PER_ENTRY = 2048
 """Of memory, on average: what ``entries`` allows in all. Few answers are larger, and those leave room for fewer."""
-LARGEST = 32 * 1024
-"""Bytes of one entry; whoever asks for more than that can wait for the server."""
+LEAST_BYTES = 256 * 1024
+"""Room for two replies of the largest size, however few entries there may be."""
 FAILURE_TTL = 1.0
 """Seconds for which a failure is repeated instead of asking again: the least that RFC 9520 section 3.2 demands. (RFC
 2308 section 7 would allow five minutes, but that a server works again should be noticed at once.)"""
 FAILURES = 4096
 STALE_TTL = 30
 """TTL of a stale answer (RFC 8767 section 5)."""
-CHANCES = 16
-"""Used entries that one eviction lets pass at most."""
+CHANCES = 1024
+"""Used entries that one eviction lets pass at most: a fraction of a millisecond."""
 
 DO = 0x8000
 Key = tuple[bytes, int, int, int]
@@ -56,7 +56,7 @@ class Cache:
 
     def __init__(self, entries: int, max_ttl: float, stale: float) -> None:
         self.limit = entries
-        self.limit_bytes = max(entries * BYTES_PER_ENTRY, 2 * LARGEST)
+        self.limit_bytes = max(entries * BYTES_PER_ENTRY, LEAST_BYTES)
         self.max_ttl = max_ttl
         self.stale = stale
         self.bytes = 0
@@ -92,12 +92,14 @@ class Cache:
         if old is not None:
             self._remove(key, old)
         ttl = min(reply.ttl, self.max_ttl)
-        if ttl <= 0 or not self.limit or reply.size > LARGEST:
+        if ttl <= 0 or not self.limit:
             return False
-        self._entries[key] = Entry(reply, now, now + ttl)
-        self.bytes += reply.size
-        while len(self._entries) > self.limit or self.bytes > self.limit_bytes:
+        size = reply.size
+        # First, lest the new one is the only one that was not used yet.
+        while self._entries and (len(self._entries) >= self.limit or self.bytes + size > self.limit_bytes):
             self._evict(now)
+        self._entries[key] = Entry(reply, now, now + ttl)
+        self.bytes += size
         return True
 
     def put_failure(self, key: Key, reply: Reply, now: float) -> None:

@@ -79,11 +79,12 @@ class Tower(Protocol):
 
 class Flight:
     """``key``: what is asked. ``client``: in whose name it waits in the queue. ``end`` and ``stale_at`` (when clients
-    should be given an old answer; NEVER: there is none) are loop time; ``late``: that time has come."""
+    should be given an old answer; NEVER: there is none) are loop time; ``late``: that time has come. ``epoch``: which
+    set of servers it asks."""
 
-    __slots__ = ("attempts", "bad", "client", "deadline", "dnssec_ok", "end", "flags", "key", "late", "next_try",
-                 "order", "plain", "question", "queued", "spent", "stale_at", "started", "tcp", "tower", "tries",
-                 "truncated", "waiters", "why")
+    __slots__ = ("attempts", "bad", "client", "deadline", "dnssec_ok", "end", "epoch", "flags", "key", "late",
+                 "next_try", "order", "plain", "question", "queued", "spent", "stale_at", "started", "tcp", "tower",
+                 "tries", "truncated", "waiters", "why")
 
     def __init__(self, tower: Tower, key: Key, query: Query, now: float, timeout: float) -> None:
         self.tower = tower
@@ -102,6 +103,7 @@ class Flight:
         self.next_try = NEVER
         self.stale_at = NEVER
         self.late = False
+        self.epoch = 0
         self.queued = False
         self.order: list[Server] = []
         self.attempts: list[Attempt] = []

@@ -40,6 +40,8 @@ MAX_WAITERS = 256
 MAX_WAITING = 8192
 STALE_AFTER = 1.8
 """Seconds without an answer after which an old one is given (RFC 8767 section 5: client response timer)."""
+TOO_LATE = 0.01
+"""Seconds before its end in which a flight is not started any more."""
 LOOP_WARNING_EVERY = 60.0
 
 FlightKey = tuple[Key, int]
@@ -65,6 +67,7 @@ class Forwarder:
         self._active = 0
         self._waiting = 0
         self._pumping = False
+        self._epoch = 0
         self._warned = -NEVER
 
     def set_servers(self, addresses: Iterable[SocketAddress]) -> None:
@@ -76,6 +79,7 @@ class Forwarder:
         for address in refused:
             log.warning("DNS server %s is ourselves and is not asked: resolv.conf must name another one", address.text)
         if self.servers.update(kept):
+            self._epoch += 1
             self.cache.clear()
             self._count_cache()
 
@@ -172,6 +176,10 @@ class Forwarder:
         self.stats.queue_full_total += 1
         _call(done, message.reply(query, SERVFAIL), "queue full: SERVFAIL")
 
+    def _refuse_all(self, flight: Flight) -> None:
+        for query, done in self._take_off(flight):
+            self._refuse(query, done)
+
     def _warn_of_loop(self, query: Query, now: float) -> None:
         if now >= self._warned + LOOP_WARNING_EVERY:
             self._warned = now
@@ -190,6 +198,7 @@ class Forwarder:
     def _begin(self, key: Key, query: Query, waiters: list[Waiter], now: float) -> None:
         flight = Flight(self, key, query, now, self.settings.forward_timeout)
         flight.waiters = waiters
+        flight.epoch = self._epoch
         self._flights[key, query.flags & RD] = flight
         if waiters and self.cache.stale and query.flags & RD and self.cache.get_stale(key, now) is not None:
             flight.stale_at = now + STALE_AFTER
@@ -252,7 +261,11 @@ class Forwarder:
         self._pumping = True
         try:
             while self._active < MAX_ACTIVE and (flight := self._queue.pop(self._may)) is not None:
-                self._start(flight, self.loop.time())
+                now = self.loop.time()
+                if flight.end - now > TOO_LATE:
+                    self._start(flight, now)
+                else:
+                    self._refuse_all(flight)
         finally:
             self._pumping = False
 
@@ -261,7 +274,7 @@ class Forwarder:
     def landed(self, flight: Flight, reply: Reply, why: str) -> None:
         """There is an answer."""
         waiters = self._take_off(flight)
-        if flight.flags & RD:
+        if flight.flags & RD and flight.epoch == self._epoch:
             self.cache.put(flight.key, reply, self.loop.time())
             self._count_cache()
         for query, done in waiters:
@@ -275,7 +288,7 @@ class Forwarder:
         entry = None
         self.stats.upstream_failures_total += 1
         truncated = reply.flags & TC
-        if flight.flags & RD and not truncated:
+        if flight.flags & RD and flight.epoch == self._epoch and not truncated:
             self.cache.put_failure(flight.key, reply, now)
             entry = self.cache.get_stale(flight.key, now) if self.cache.stale else None
         if log.debug_on:
@@ -303,8 +316,7 @@ class Forwarder:
     def expired(self, flight: Flight) -> None:
         """It never got its turn."""
         self._queue.remove(flight.client, flight)
-        for query, done in self._take_off(flight):
-            self._refuse(query, done)
+        self._refuse_all(flight)
 
     def _count_cache(self) -> None:
         self.stats.cache_entries = len(self.cache)

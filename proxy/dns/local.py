@@ -88,6 +88,14 @@ def corrected(table: Table, query: Query, upstream: bytes) -> bytes:
     return no_data(query, "").reply
 
 
+def passed_on(table: Table, query: Query) -> str:
+    """Why `answer` gave none, for people."""
+    found = table.find(query.key)
+    if found is None or query.qclass not in (CLASS_IN, CLASS_ANY):
+        return "not in the name table"
+    return f"{_why(found)} has addresses only; {type_text(query.qtype)} records are with the servers"
+
+
 def _answer_reverse(table: Table, query: Query) -> LocalAnswer | None:
     host = table.pointer(query.key)
     if host is None:

@@ -78,8 +78,8 @@ class Server:
 
     @property
     def rank(self) -> tuple[bool, bool, int, float]:
-        """Whoever has the lowest is asked first. One without replies yet comes first, to get to know it."""
-        return self.down, self.refusals >= REFUSES_AFTER, self.failures, self.srtt
+        """Whoever has the lowest is asked first: the fastest of those that answer, then one that is not known yet."""
+        return self.down, self.refusals >= REFUSES_AFTER, self.failures, self.srtt or MAX_TRY
 
     def destination(self) -> tuple[Any, ...]:
         """Its address for socket.connect. Raises OSError, for instance when an IPv6 scope's interface is gone."""

@@ -6,6 +6,7 @@ swapped, answers of the cache for a second, in which no TTL becomes wrong by mor
 
 from __future__ import annotations
 
+import ctypes
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
 from itertools import cycle, repeat
@@ -38,6 +39,10 @@ MAX_REPLIES = 8_192
 FRESH = 1.0
 """Seconds that an answer of the cache lives in the memo."""
 
+NextReply = Callable[[], tuple[int, int, bytes]]
+"""Gives a reply without its id, of several in turn (rotation): where it is in memory, its size, and itself, by which
+it stays there. udp_batch hands it to the kernel from where it is."""
+
 Respond = Callable[[bytes | None, Address], None]
 """Takes the reply that comes later (None: there is none) and the client's address."""
 
@@ -49,10 +54,10 @@ class DnsService:
         self.forwarder = forwarder
         self.stats = stats
         self.table: Table | None = None
-        self.memo: dict[bytes, Callable[[], bytes]] = {}
-        """Query without id -> function that gives a reply without id, of several in turn (rotation)."""
-        self.fresh: dict[bytes, bytes] = {}
-        """Query without id -> reply without id, for FRESH seconds."""
+        self.memo: dict[bytes, NextReply] = {}
+        """Query without id -> its replies, until the table is swapped."""
+        self.fresh: dict[bytes, NextReply] = {}
+        """The same for FRESH seconds."""
         self._loop = loop
         self._memo_bytes = self._fresh_bytes = 0
         self._turn = 0
@@ -83,6 +88,23 @@ class DnsService:
         self.fresh.clear()
         self.forwarder.close()
 
+    def remembered(self, question: bytes) -> bytes | None:
+        """The reply without id to a query without id, if a memo has it. udp_batch does the same by itself."""
+        if log.debug_on:
+            return None  # every query gets its line
+        stats = self.stats
+        reply = self.memo.get(question)
+        if reply is not None:
+            stats.answers_local += 1
+        else:
+            reply = self.fresh.get(question)
+            if reply is None:
+                return None
+            stats.cache_hits += 1
+        stats.requests_total += 1
+        stats.requests_udp += 1
+        return reply()[2]
+
     # --- queries --------------------------------------------------------------------------------------------------
 
     def answer(self, packet: bytes, tcp: bool, client: Address, respond: Respond) -> bytes | None:
@@ -105,16 +127,15 @@ class DnsService:
             return reply
         cached = self.forwarder.cached(query)
         if cached is not None:
-            reply, reason = cached
-            reply = self._corrected(query, reply)
+            reply, reason = self._corrected(query, *cached)
             self._settle(query, reply, reason)
             if not tcp and len(packet) <= MAX_REMEMBERED and len(reply) <= MAX_REPLIES:
-                self._remember_fresh(packet[2:], reply[2:])
+                self._remember_fresh(packet[2:], reply)
             return reply
 
         def done(reply: bytes | None, reason: str) -> None:
             if reply is not None:
-                reply = self._corrected(query, reply)
+                reply, reason = self._corrected(query, reply, reason)
             self._settle(query, reply, reason)
             respond(reply, client)
 
@@ -125,10 +146,12 @@ class DnsService:
         table = self.table
         if table is None or query.qclass not in (CLASS_IN, CLASS_ANY):
             return None
-        self._turn += 1
         found = local.answer(table, query, self._turn)
         if found is None:
             return None
+        if found.variants > 1:
+            # Others do not count: clients ask for A and AAAA in turn, and would get every second rotation.
+            self._turn += 1
         self.stats.answers_local += 1
         reply = found.reply
         self._settle(query, reply, found.reason)
@@ -139,16 +162,17 @@ class DnsService:
             if len(memo) >= MAX_MEMO or self._memo_bytes > MAX_MEMO_BYTES:
                 memo.clear()
                 self._memo_bytes = len(packet) + size
-            if found.variants == 1:
-                memo[packet[2:]] = repeat(reply[2:]).__next__
-            else:
-                others = (local.answer(table, query, turn) for turn in range(found.variants))
-                memo[packet[2:]] = cycle(tuple(one.reply[2:] for one in others if one is not None)).__next__
+            turns = [found.reply] if found.variants == 1 else [
+                one.reply for one in (local.answer(table, query, turn) for turn in range(found.variants))
+                if one is not None]
+            memo[packet[2:]] = in_turn(turns)
         return reply
 
-    def _corrected(self, query: Query, reply: bytes) -> bytes:
+    def _corrected(self, query: Query, reply: bytes, reason: str) -> tuple[bytes, str]:
         table = self.table
-        return reply if table is None else local.corrected(table, query, reply)
+        if table is None or (ours := local.corrected(table, query, reply)) is reply:
+            return reply, reason
+        return ours, f"{reason}: NXDOMAIN for a name of the table"
 
     def _remember_fresh(self, key: bytes, reply: bytes) -> None:
         fresh = self.fresh
@@ -156,7 +180,7 @@ class DnsService:
         if len(fresh) >= MAX_MEMO or self._fresh_bytes > MAX_MEMO_BYTES:
             fresh.clear()
             self._fresh_bytes = len(key) + len(reply)
-        fresh[key] = reply
+        fresh[key] = in_turn([reply])
         if self._timer is None:
             self._timer = self._loop.call_later(FRESH, self._forget_fresh)
 
@@ -183,8 +207,17 @@ class DnsService:
         if found is not None:
             return {"source": "table", "reason": found.reason, "reply": found.reply, **result}
         theirs = self.forwarder.explain(query.key, qtype)
-        reason = "no name table yet" if self.table is None else "not in the name table"
+        reason = "no name table yet" if self.table is None else local.passed_on(self.table, query)
         return {"source": "upstream", "reason": reason, "reply": b"", **result, "upstream": theirs}
+
+
+def in_turn(replies: list[bytes]) -> NextReply:
+    """Whole replies as a memo keeps them."""
+    ready = []
+    for reply in replies:
+        rest = reply[2:]
+        ready.append((ctypes.cast(ctypes.c_char_p(rest), ctypes.c_void_p).value or 0, len(rest), rest))
+    return repeat(ready[0]).__next__ if len(ready) == 1 else cycle(ready).__next__
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -89,8 +89,8 @@ class Table:
         self.pointers = pointers
         self._search_wire = tuple(search)
         self._service_domain = service_domain
-        cluster = parent(service_domain) if len(parent(service_domain)) > 1 else service_domain
-        self._search = tuple((domain, number == 0, bool(service_domain) and is_below(domain, cluster))
+        cluster = _cluster_domain(service_domain)
+        self._search = tuple((domain, number == 0, cluster is not None and is_below(domain, cluster))
                              for number, domain in enumerate(search))
         self.warnings = tuple(warnings)
 
@@ -105,6 +105,10 @@ class Table:
 
     def find(self, key: bytes) -> Found | None:
         """What a name is. Exact names first, then search domains in their order, then the longest wildcard."""
+        found = self._find_exact(key)
+        return self._find_wildcard(key) if found is None and self.wildcards else found
+
+    def _find_exact(self, key: bytes) -> Found | None:
         number = self.names.get(key)
         if number is not None:
             return Found(self._record(number), key, False)
@@ -115,22 +119,25 @@ class Table:
                 number = self.names.get(target)
                 if number is not None and self._stands_for(key, target, number, search):
                     return Found(self._record(number, target, domain), target, False)
-        return self._find_wildcard(key) if self.wildcards else None
+        return None
 
     def _find_wildcard(self, key: bytes) -> Found | None:
+        behind = [search for search in self._search if key.endswith(search[0])]
         remainder = parent(key)
         while len(remainder) > 1:
             number = self.wildcards.get(remainder)
             if number is not None:
                 return Found(self._record(number), _STAR + remainder, True)
-            for search in self._search:
+            for search in behind:
                 domain = search[0]
                 if remainder.endswith(domain):
-                    number = self.wildcards.get(remainder[:-len(domain)] + b"\0")
+                    wildcard = remainder[:-len(domain)] + b"\0"
+                    number = self.wildcards.get(wildcard)
                     if number is not None:
                         target = key[:-len(domain)] + b"\0"
-                        if self._stands_for(key, target, number, search):
-                            return Found(self._record(number, target, domain), _STAR + parent(target), True)
+                        # What stands for itself is no wildcard's, even where it must not be a CNAME's target.
+                        if self._find_exact(target) is None and self._stands_for(key, target, number, search):
+                            return Found(self._record(number, target, domain), _STAR + wildcard, True)
             remainder = parent(remainder)
         return None
 
@@ -269,6 +276,14 @@ def _without_namespace(domain: str, namespace: str) -> str:
     """``svc.cluster.local`` of ``ns1.svc.cluster.local``."""
     first, _, rest = domain.removesuffix(".").partition(".")
     return rest if first == namespace else domain
+
+
+def _cluster_domain(service_domain: bytes) -> bytes | None:
+    """``cluster.local`` of ``svc.cluster.local``; None without a domain."""
+    if not service_domain:
+        return None
+    above = parent(service_domain)
+    return above if above[0] else service_domain
 
 
 def _search(search_domains: Iterable[str], notes: Notes) -> list[bytes]:

@@ -14,6 +14,7 @@ from proxy.config.model import SocketAddress
 from proxy.deadlines import NEVER
 from proxy.dns.query import Address
 from proxy.dns.service import LATER, DnsService, log
+from proxy.dns.udp import is_loopback
 from proxy.listener.accept import BindError, ListenSocket
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TcpListener:
         self._deadlines = deadlines
         self._service = service
         self._connections = connections
-        self._listen = ListenSocket(loop, address, None, 0, self._accepted)
+        self._listen = ListenSocket(loop, address, None, 0, self._accepted, loopback_only=is_loopback(address.host))
 
     @property
     def address(self) -> SocketAddress:
@@ -165,13 +166,20 @@ class TcpConnection:
 
     def _take(self) -> None:
         """Answer what was read, as far as the bounds allow."""
-        self._taking = True
-        try:
-            replies = self._answers()
-        finally:
-            self._taking = False
-        if self._sock is not None and (not replies or self._send(b"".join(replies))):
-            self._watch()
+        while True:
+            self._taking = True
+            try:
+                replies = self._answers()
+            finally:
+                self._taking = False
+            if self._sock is None:
+                return
+            if not replies:
+                break
+            if not self._send(b"".join(replies)):
+                return
+            # What was too much to answer at once may go on where the kernel took all of it.
+        self._watch()
 
     def _answers(self) -> list[bytes]:
         """The answers that are there at once, each with its length; closes the connection of who speaks no DNS."""

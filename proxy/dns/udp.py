@@ -1,7 +1,4 @@
-"""DNS over UDP: one socket. A query whose answer is remembered costs two system calls and a handful of Python steps.
-
-The loop's reader on a raw socket, not a datagram transport: no callback and no buffer a datagram.
-"""
+"""DNS over UDP: one socket, read by the loop's reader, not by a datagram transport: no callback a datagram."""
 
 from __future__ import annotations
 
@@ -12,19 +9,22 @@ from struct import pack
 from typing import Any
 
 from proxy.config.model import SocketAddress
-from proxy.dns.message import OUR_UDP
 from proxy.dns.query import Address
 from proxy.dns.service import DnsService, log
-from proxy.listener.accept import BindError
+from proxy.dns.udp_batch import BATCH, DATAGRAM, BatchReader
+from proxy.listener.accept import BindError, keep_to_loopback
 
-BATCH = range(64)
-"""Datagrams taken for one event of the loop; then TCP, HTTP and timers have their turn."""
 RECEIVE_BUFFER = 4 << 20
 """Bytes asked of the kernel (net.core.rmem_max bounds it), so that bursts wait and are not lost."""
 
 _WILDCARDS = ("0.0.0.0", "::")
 _IP_PKTINFO = 8
 """linux/in.h; the socket module has no name for it before Python 3.14."""
+
+
+def is_loopback(host: str) -> bool:
+    """127.0.0.0/8 or ::1."""
+    return host == "::1" or host.startswith("127.")
 
 
 class UdpListener:
@@ -36,8 +36,8 @@ class UdpListener:
         self._service = service
         self._stats = service.stats
         self._sock: socket.socket | None = None
-        self._receive: Callable[[int], Any] = _closed
         self._send: Callable[[bytes, Any], Any] = _closed
+        self._readable: Callable[[], None] = _closed
 
     def bind(self) -> None:
         """Create and bind the socket; datagrams wait in it until ``start``."""
@@ -50,6 +50,8 @@ class UdpListener:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if is_loopback(host):
+                keep_to_loopback(sock)
             sock.bind((host, port))
             if host in _WILDCARDS:
                 # The answer must come from the address that was asked, which only the datagram knows.
@@ -61,10 +63,11 @@ class UdpListener:
         self._sock = sock
         self.address = SocketAddress(host, sock.getsockname()[1])
         if host in _WILDCARDS:
-            wildcard = _Wildcard(sock)
-            self._receive, self._send = wildcard.receive, wildcard.send
+            wildcard = _Wildcard(sock, self._answer_wildcard)
+            self._readable, self._send = wildcard.readable, wildcard.send
         else:
-            self._receive, self._send = sock.recvfrom, sock.sendto
+            batch = BatchReader(sock, self._service, self._answer, self._send_failed)
+            self._readable, self._send = batch.readable, sock.sendto
 
     def start(self) -> None:
         """Answer."""
@@ -77,50 +80,21 @@ class UdpListener:
             self._loop.remove_reader(self._sock)
             self._sock.close()
             self._sock = None
-            self._receive = self._send = _closed
+            self._send = self._readable = _closed
 
-    def _readable(self) -> None:
-        receive, send = self._receive, self._send
-        service = self._service
-        # With the log at debug every query gets its line.
-        memo, fresh = (_NOTHING, _NOTHING) if log.debug_on else (service.memo, service.fresh)
-        from_table = from_cache = 0
-        for _ in BATCH:
-            try:
-                packet, client = receive(OUR_UDP)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                log.debug("%s: %s", self.address.text, error.strerror)
-                break
-            question = packet[2:]
-            reply = memo.get(question)
-            if reply is not None:
-                from_table += 1
-                answer = packet[:2] + reply()
-            else:
-                answer = fresh.get(question)
-                if answer is not None:
-                    from_cache += 1
-                    answer = packet[:2] + answer
-                else:
-                    answer = service.answer(packet, False, client, self._respond)
-                    if not answer:
-                        continue
-            try:
-                send(answer, client)
-            except OSError as error:
-                self._send_failed(client, error)
-        remembered = from_table + from_cache
-        if remembered:
-            stats = self._stats
-            stats.requests_total += remembered
-            stats.requests_udp += remembered
-            stats.answers_local += from_table
-            stats.cache_hits += from_cache
+    def _answer(self, packet: bytes, client: Address) -> None:
+        """A query that the memos do not know."""
+        self._respond(self._service.answer(packet, False, client, self._respond), client)
+
+    def _answer_wildcard(self, packet: bytes, client: Address) -> None:
+        rest = self._service.remembered(packet[2:])
+        if rest is not None:
+            self._respond(packet[:2] + rest, client)
+        else:
+            self._answer(packet, client)
 
     def _respond(self, reply: bytes | None, client: Address) -> None:
-        if reply is not None and self._sock is not None:
+        if reply and self._sock is not None:
             try:
                 self._send(reply, client)
             except OSError as error:
@@ -131,9 +105,6 @@ class UdpListener:
         self._stats.send_failed_total += 1
         if log.debug_on:
             log.debug("cannot send a reply to %s: %s", client, error.strerror)
-
-
-_NOTHING: dict[bytes, Any] = {}
 
 
 def _closed(*_: object) -> Any:
@@ -147,19 +118,35 @@ def _want_destination(sock: socket.socket, family: int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
 
+class _Client(tuple[Any, ...]):
+    """A client's address that knows which of ours it asked."""
+
+    ancillary: list[tuple[int, int, bytes]]
+
+
 class _Wildcard:
-    """Receives and sends like a socket; the client's address carries the address that was asked (as ancillary data)."""
+    """A socket of all addresses: one datagram after the other, each answered from the address that it was sent to."""
 
-    __slots__ = ("_receive", "_send", "_space")
+    __slots__ = ("_answer", "_sock", "_space")
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._receive = sock.recvmsg
-        self._send = sock.sendmsg
+    def __init__(self, sock: socket.socket, answer: Callable[[bytes, Address], None]) -> None:
+        self._sock = sock
+        self._answer = answer
         self._space = socket.CMSG_SPACE(64)
 
-    def receive(self, size: int) -> tuple[bytes, Address]:
-        """The datagram and (host, port, ..., ancillary data for the reply)."""
-        packet, ancillary, _, client = self._receive(size, self._space)
+    def readable(self) -> None:
+        """A batch of datagrams."""
+        for _ in range(BATCH):
+            try:
+                packet, ancillary, _, address = self._sock.recvmsg(DATAGRAM, self._space)
+            except OSError:
+                return  # none, or an error that the next call gets over
+            client = _Client(address)
+            client.ancillary = self._reversed(ancillary)
+            self._answer(packet, client)
+
+    @staticmethod
+    def _reversed(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
         back = []
         for level, kind, data in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
@@ -168,9 +155,8 @@ class _Wildcard:
                 back.append((level, kind, pack("i4s4s", 0, data[4:8], bytes(4))))
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
                 back.append((level, kind, data))
-        return packet, (*client, back)
+        return back
 
-    def send(self, reply: bytes, client: Address) -> None:
-        """Send to the address that ``receive`` gave."""
-        ancillary: Any = client[-1]
-        self._send((reply,), ancillary, 0, client[:-1])
+    def send(self, reply: bytes, client: Any) -> None:
+        """Send to a client of ``readable``."""
+        self._sock.sendmsg((reply,), client.ancillary, 0, client)

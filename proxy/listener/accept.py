@@ -57,6 +57,18 @@ def default_backlog() -> int:
         return socket.SOMAXCONN
 
 
+def keep_to_loopback(sock: socket.socket) -> None:
+    """Before ``bind``: have the kernel drop what does not come over the loopback interface.
+
+    It does so for loopback addresses anyway, unless net.ipv4.conf.*.route_localnet is on, as service meshes and
+    container networks may have it. Redirected connections of this host come over that interface as well.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+    except OSError as error:
+        log.debug("SO_BINDTODEVICE lo: %s", error.strerror)  # without CAP_NET_RAW Linux has it from 5.7 on
+
+
 _SOCK_STREAM = int(socket.SOCK_STREAM)
 
 
@@ -77,11 +89,15 @@ class _Accepted6(socket.socket):
 
 
 class ListenSocket:
-    """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop."""
+    """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop.
+
+    ``loopback_only``: what comes from another host is not for it, whatever routing says (see `keep_to_loopback`).
+    """
 
     def __init__(self, loop: AbstractEventLoop, address: SocketAddress, backlog: int | None, per_event: int,
-                 accepted: Callable[[socket.socket, tuple[str, int]], None]) -> None:
+                 accepted: Callable[[socket.socket, tuple[str, int]], None], *, loopback_only: bool = False) -> None:
         self.address = address
+        self._loopback_only = loopback_only
         self._loop = loop
         self._backlog = backlog
         self._per_event = range(per_event or ACCEPT_BATCH)
@@ -110,6 +126,8 @@ class ListenSocket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self._loopback_only:
+                keep_to_loopback(sock)
             # Accepted sockets inherit it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.bind((host, port))

@@ -16,7 +16,7 @@ MAX_CACHED = 200_000
 """Names; far above what one configuration makes, so that only names that come and go without end empty the cache."""
 
 CUSTOM = {"dns.": "istio_agent_dns_"}
-"""Families without Envoy's prefix, by the beginning of the statistic's name: pilot-agent's names for what it counted."""
+"""Families without Envoy's prefix, by the beginning of the statistic's name; what pilot-agent counts has its names."""
 SECONDS = frozenset(("dns.upstream_request_duration",))
 """Histograms of milliseconds that are shown in seconds, with the unit in the name (pilot-agent's way, not Envoy's)."""
 _MS_IN_SECOND = 1000

@@ -109,7 +109,7 @@ class FakeServer:
         return len(self.open), self.open[:limit]
 
     async def explain_name(self, name: bytes, qtype: int) -> list[tuple[int, dict[str, Any]]] | None:
-        return self.names and self.names(name, qtype)
+        return None if self.names is None else self.names(name, qtype)
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

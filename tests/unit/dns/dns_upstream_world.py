@@ -12,6 +12,7 @@ import dns.rcode
 import dns.rrset
 
 from proxy.config.model import SocketAddress
+from proxy.deadlines import NEVER
 from proxy.dns.exchange import Attempt, Exchange
 from proxy.dns.flight import Flight
 from proxy.dns.forwarder import Forwarder
@@ -177,9 +178,9 @@ class Asked:
 
 
 class World:
-    """``open``: what the servers have not answered yet."""
+    """``open``: what the servers have not answered yet. ``probes``: servers may be asked only to learn about them."""
 
-    def __init__(self, servers: int = 1, **settings: Any) -> None:
+    def __init__(self, servers: int = 1, probes: bool = False, **settings: Any) -> None:
         self.loop = Loop()
         self.stats = DnsStats("dns")
         self.exchange = FakeExchange()
@@ -188,6 +189,9 @@ class World:
         self.forwarder = Forwarder(cast(Any, self.loop), replace(DnsSettings(), **settings), self.stats,
                                    cast(Exchange, self.exchange))
         self.set_servers(*SERVERS[:servers])
+        if not probes:
+            for server in self.forwarder.servers.all:
+                server.next_probe = NEVER
 
     def set_servers(self, *hosts: str) -> None:
         self.forwarder.set_servers([SocketAddress(host, 53) for host in hosts])

@@ -34,6 +34,7 @@ def raw(*records: bytes, counts: tuple[int, int, int] | None = None, flags: int 
 LONG = b"".join(b"\x3f" + bytes([97 + i]) * 63 for i in range(3))
 BAD = {
     "too short": (b"\0\7\x81\x80", "4 bytes are no message"),
+    "too long": (raw(bytes(65536)), "no message"),
     "a query": (raw(flags=0x0100), "no reply to a standard query"),
     "another opcode": (raw(flags=0xA180), "no reply to a standard query"),
     "no question": (raw(question=b"", questions=0), "another question"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.dns.message import HEADER, TC
 from proxy.dns.query import Query
-from proxy.dns.reply import MAX_RECORDS, BadReply, Reply, parse_reply
+from proxy.dns.reply import BadReply, Reply, parse_reply
 from tests.unit.dns.dns_captures import CAPTURES
 from tests.unit.dns.test_dns_reply import same
 
@@ -38,8 +38,8 @@ def check(message: bytes, question: bytes, name: bytes = b"\x03foo\x07example\x0
             counts = HEADER.unpack_from(wire)[3:]
             assert all(mine <= theirs for mine, theirs in zip(counts[:2], reply.counts[:2], strict=True))
             assert not counts[2] or counts[2] <= reply.counts[2] + 1
-    assert len(reply.ends) == len(reply.ttls) == sum(reply.counts)
-    assert all(0 <= ttl < 1 << 31 for _, ttl in reply.ttls)
+    assert len(reply.ends) == len(reply.places) == len(reply.ttls) == sum(reply.counts)
+    assert all(ttl < 1 << 31 for ttl in reply.ttls)
     assert list(reply.ends) == sorted(set(reply.ends))
     assert not reply.ends or reply.ends[-1] == len(reply.body)
     return reply
@@ -157,11 +157,11 @@ def test_pointers_cannot_multiply_work() -> None:
     data = b"\0\1" + chain  # an MX record, so that pointers into it are meant to be
     first = b"\xc0\x0c\0\x0f\0\1\0\0\0\1" + len(data).to_bytes(2, "big") + data
     begin = 12 + len(QUESTION) + 14
-    names = [(0xC000 | begin + 2 * (i % 126)).to_bytes(2, "big") for i in range(MAX_RECORDS - 1)]
+    names = [(0xC000 | begin + 2 * (i % 126)).to_bytes(2, "big") for i in range(4000)]
     records = [first] + [name + b"\0\1\0\1\0\0\0\1\0\4abcd" for name in names]
     message = HEADER.pack(7, 0x8180, 1, len(records), 0, 0) + QUESTION + b"".join(records)
-    assert len(parse_reply(message, QUESTION).ends) == MAX_RECORDS
-    assert steps(message, QUESTION) < 10 * MAX_RECORDS
+    assert len(parse_reply(message, QUESTION).ends) == 4001
+    assert steps(message, QUESTION) < 40_000
 
 
 def test_pointers_into_opaque_data() -> None:
@@ -169,11 +169,11 @@ def test_pointers_into_opaque_data() -> None:
     data = b"\1a" * 7000 + b"\0"
     first = b"\xc0\x0c\xff\1\0\1\0\0\0\1" + len(data).to_bytes(2, "big") + data
     end = 12 + len(QUESTION) + len(first) - 1
-    names = [(0xC000 | end - 2 * (1 + i % 120)).to_bytes(2, "big") for i in range(4000)]
+    names = [(0xC000 | end - 2 * (1 + i % 120)).to_bytes(2, "big") for i in range(3000)]
     records = [first] + [name + b"\0\1\0\1\0\0\0\1\0\4abcd" for name in names]
     message = HEADER.pack(7, 0x8180, 1, len(records), 0, 0) + QUESTION + b"".join(records)
-    assert len(parse_reply(message, QUESTION).ends) == 4001
-    assert steps(message, QUESTION) < 60_000
+    assert len(parse_reply(message, QUESTION).ends) == 3001
+    assert steps(message, QUESTION) < 30_000
 
 
 def test_pointers_to_pointers() -> None:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import parser
 
 from proxy.config.model import StatsConfig
+from proxy.dns.stats import DnsStats
 from proxy.stats.groups import ClusterStats, HttpStats, ListenerHttpStats, ListenerStats, Registry
 from proxy.stats.histogram import HistogramStore
 from proxy.stats.prometheus import Namer, render
@@ -118,3 +119,28 @@ def test_open_connections_are_counted_once() -> None:
     snapshot.gauges = {"listener.a.downstream_cx_active": 2, "listener.b.downstream_cx_active": 3,
                        "listener.a.worker_0.downstream_cx_active": 2, "http.x.downstream_cx_active": 9}
     assert connections(snapshot) == 5
+
+
+@pytest.mark.parametrize("summary", [False, True])
+def test_dns_has_pilot_agents_names(summary: bool) -> None:
+    """Families of their own, a histogram in seconds; tag rules of the configuration do not touch them."""
+    registry = Registry()
+    group = registry.group(DnsStats, "dns")
+    group.requests_total = 7
+    group.upstream_request_duration = {3: 1, 40: 1}
+    store = HistogramStore()
+    snapshot = registry.snapshot(flush=True)
+    store.flush([snapshot.histograms])
+    page = render(select(Selection(), snapshot, store, Used()), Namer(StatsConfig()), summary)
+    assert "# TYPE istio_agent_dns_requests_total counter\nistio_agent_dns_requests_total{} 7\n" in page
+    assert "envoy" not in page
+    family = "istio_agent_dns_upstream_request_duration_seconds"
+    assert f"# TYPE {family} {'summary' if summary else 'histogram'}\n" in page
+    expected = ([f'{family}{{quantile="1"}} 0.0405'] if summary else
+                [f'{family}_bucket{{le="0.0005"}} 0\n', f'{family}_bucket{{le="0.005"}} 1\n',
+                 f'{family}_bucket{{le="0.05"}} 2\n', f'{family}_bucket{{le="+Inf"}} 2\n', f"{family}_count{{}} 2\n"])
+    for line in expected:
+        assert line in page
+    samples = {sample.name: sample.value for found in parser.text_string_to_metric_families(page)
+               for sample in found.samples}
+    assert samples[f"{family}_sum"] == pytest.approx(0.043, abs=0.001)
