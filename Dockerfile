@@ -37,11 +37,6 @@ RUN /build/bin/pip wheel -q -w /wheels --no-deps --no-build-isolation . \
  && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash .
 
 FROM ${BASE}
-ARG VERSION
-LABEL org.opencontainers.image.title="pysidecar" \
-      org.opencontainers.image.description="Istio sidecar in Python: pilot-agent, proxy and istio-iptables" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
 # Folders that the proxy's user writes to, where the pod mounts no volume over them. No program needs its setuid bit.
 RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=ca.crt,mode=0444 \
     export APT_CONFIG=$(ls /run/secrets/apt.conf 2>/dev/null); \
@@ -60,6 +55,11 @@ COPY --from=build /opt/pysidecar /opt/pysidecar
 RUN ln -s /opt/pysidecar/bin/pilot-agent /opt/pysidecar/bin/istio-iptables /opt/pysidecar/bin/istio-clean-iptables \
     /opt/pysidecar/bin/pysidecar-proxy /usr/local/bin/ \
  && ln -s /opt/pysidecar/bin/pysidecar-proxy /usr/local/bin/envoy
+ARG VERSION
+LABEL org.opencontainers.image.title="pysidecar" \
+      org.opencontainers.image.description="Istio sidecar in Python: pilot-agent, proxy and istio-iptables" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
 # Default paths of pilot-agent are relative to /.
 WORKDIR /
 USER 1337:1337

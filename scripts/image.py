@@ -4,8 +4,8 @@
     scripts/run scripts/image.py base      pysidecar-base:bookworm, made with debootstrap
 
 Variables: BASE (image to start from), FRESH=1 (take no step from an earlier build, pull the base again), MIRROR (of
-Debian's packages, for the base), PIP_CONF, APT_CONF, CA_CRT (files that the build reads; default: what this machine's pip
-and apt are told about proxies, indexes and certificates). Standard library only.
+Debian's packages, for the base), PIP_CONF, APT_CONF, CA_CRT (files that the build reads; default: what this machine's
+pip and apt are told about proxies, indexes and certificates). Standard library only.
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from image_engine import ImageError
+
 # Settings that mean the same inside of a container; paths of this machine (find-links, cache-dir) mean nothing there.
 PIP_SETTINGS = (
-    "index-url", "extra-index-url", "no-index", "trusted-host", "proxy", "timeout", "default-timeout", "retries"
+    "index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout", "retries"
 )  # fmt: skip
 PIP_SECTIONS = ("global", "install")
 APT_SETTINGS = re.compile(r"Acquire::(https?::|Retries|Check-Valid-Until|Check-Date)")
@@ -23,13 +25,16 @@ CERTIFICATES = "/run/secrets/ca.crt"  # where a build finds ca.crt
 
 
 def pip_settings(environment: Mapping[str, str], home: Path, system: Path = Path("/etc/pip.conf")) -> dict[str, str]:
-    """pip's settings from all of its files and variables, the later ones winning as in pip."""
+    """pip's settings from all of its files and variables, the later ones winning as in pip. Raises ImageError."""
     config_home = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = [system, home / ".pip/pip.conf", config_home / "pip/pip.conf"]
     if own := environment.get("PIP_CONFIG_FILE"):
         files = [Path(own)] if own != os.devnull else []
     parser = configparser.RawConfigParser()
-    parser.read(files, encoding="utf-8")
+    try:
+        parser.read(files, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ImageError(f"the configuration of pip: {error}") from None
     found: dict[str, str] = {}
     for section in PIP_SECTIONS:
         if parser.has_section(section):
@@ -69,19 +74,31 @@ def apt_dump() -> str:
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """The files by their names in the Dockerfile. PIP_CONF, APT_CONF and CA_CRT name files to take instead."""
+    """The files by their names in the Dockerfile. PIP_CONF, APT_CONF and CA_CRT name files to take instead.
+
+    Raises ImageError.
+    """
     environment = os.environ
     settings = pip_settings(environment, Path.home())
-    trusted = Path(environment["CA_CRT"]) if environment.get("CA_CRT") else certificates(settings, environment)
-    made = {
-        "pip.conf": lambda: pip_conf(settings, trusted is not None),
-        "apt.conf": lambda: apt_conf(apt_dump(), trusted is not None),
+    trusted = given("CA_CRT", environment) or certificates(settings, environment)
+    texts = {
+        "pip.conf": pip_conf(settings, trusted is not None),
+        "apt.conf": apt_conf(apt_dump(), trusted is not None),
     }
     files: dict[str, Path] = {} if trusted is None else {"ca.crt": trusted}
-    for name, text in made.items():
-        given = environment.get(name.upper().replace(".", "_"))
-        files[name] = Path(given) if given else folder / name
-        if not given:
-            files[name].touch(mode=0o600)
-            files[name].write_text(text(), encoding="utf-8")
+    for name, text in texts.items():
+        files[name] = given(name.upper().replace(".", "_"), environment) or folder / name
+        if files[name].parent == folder:
+            files[name].touch(mode=0o600)  # an index or a proxy may be named with a password
+            files[name].write_text(text, encoding="utf-8")
     return files
+
+
+def given(variable: str, environment: Mapping[str, str]) -> Path | None:
+    """The file that a variable names. Raises ImageError where there is none."""
+    path = environment.get(variable)
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise ImageError(f"{variable}: {path!r} is not a file")
+    return Path(path).resolve()
