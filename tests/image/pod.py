@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ GIVEN = {
     "istio-token": ("/var/run/secrets/tokens", {"istio-token": "token"}),
     "istio-podinfo": ("/etc/istio/pod", {"labels": 'app="app"\n', "annotations": 'a="b"\n'}),
 }
-CONFIG = "/etc/sidecar/envoy.json"
+CONFIG_FOLDER = "/etc/sidecar"
+CONFIG = f"{CONFIG_FOLDER}/envoy.json"
 
 
 class Pod:
@@ -73,16 +74,12 @@ class Pod:
         self.podman, self.folder, self.inside, self.outside = podman, folder, inside, outside
         inside.connect(outside, "eth0", [f"{POD}/{PREFIX_LENGTH}"], [f"{OUTSIDE}/{PREFIX_LENGTH}"])
         self.config = folder / "config"
-        self.configure(proxy_config())
+        self.config.mkdir()
+        (self.config / "envoy.json").write_text(json.dumps(proxy_config()))
 
     @property
     def network(self) -> list[str]:
         return [f"--network=ns:/run/netns/{self.inside.name}"]
-
-    def configure(self, config: Mapping[str, Any]) -> None:
-        """The proxy's configuration, which the next sidecar is started with."""
-        self.config.mkdir(exist_ok=True)
-        (self.config / "envoy.json").write_text(json.dumps(config))
 
     def init(self, *more: str) -> subprocess.CompletedProcess[str]:
         """istio-init, to its end."""
@@ -93,15 +90,23 @@ class Pod:
         flags = ["--run-validation", "--skip-rule-apply"]
         return self.podman.run([*self.network, *VALIDATION], *INIT_ARGUMENTS, *flags)
 
-    def sidecar(self, *arguments: str, **fields: Any) -> subprocess.CompletedProcess[str]:
+    def sidecar(
+        self, *arguments: str, rights: Sequence[str] = SIDECAR, **fields: Any
+    ) -> subprocess.CompletedProcess[str]:
         """A proxy container to its end. `fields` are of ProxyConfig."""
-        return self.podman.run([*self.network, *SIDECAR, *self._mounts("own"), *self._variables(fields)],
-                               *SIDECAR_ARGUMENTS, *arguments)  # fmt: skip
+        options = [*self.network, *rights, *self._mounts("own"), *self._variables(fields)]
+        return self.podman.run(options, *SIDECAR_ARGUMENTS, *arguments)
 
-    def start_sidecar(self, rights: list[str] = SIDECAR, **fields: Any) -> None:
+    def place(self, name: str, text: str) -> str:
+        """An executable file beside the proxy's configuration; its path in sidecars."""
+        (self.config / name).write_text(text)
+        (self.config / name).chmod(0o755)
+        return f"{CONFIG_FOLDER}/{name}"
+
+    def start_sidecar(self, **fields: Any) -> None:
         """istio-proxy, until `pilot-agent wait` in it has ended, as the postStart hook waits."""
         own = {"customConfigFile": CONFIG, "terminationDrainDuration": "1s", **fields}
-        options = [*self.network, *rights, *self._mounts("istio-proxy"), *self._variables(own)]
+        options = [*self.network, *SIDECAR, *self._mounts("istio-proxy"), *self._variables(own)]
         self.podman.start("istio-proxy", options, *SIDECAR_ARGUMENTS)
         waited = self.podman.execute("istio-proxy", "pilot-agent", "wait", "--timeoutSeconds=30", "--periodMillis=20")
         assert waited.returncode == 0, f"{waited.stderr}\n{self.podman.logs('istio-proxy')}"
@@ -128,7 +133,7 @@ class Pod:
 
     def _mounts(self, container: str) -> list[str]:
         mounts = ["--mount=type=tmpfs,destination=/etc/istio/proxy,tmpfs-mode=0777",
-                  f"--volume={self.config}:/etc/sidecar:ro"]  # fmt: skip
+                  f"--volume={self.config}:{CONFIG_FOLDER}:ro"]  # fmt: skip
         for name, place in EMPTY.items():
             folder = self.folder / container / name
             folder.mkdir(parents=True, exist_ok=True)

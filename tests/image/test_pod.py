@@ -10,9 +10,22 @@ from typing import Any
 import pytest
 
 from tests.e2e.mesh_pod import CALL, POD, PORT, Client, serving
-from tests.image.pod import Pod
+from tests.image.pod import CONFIG, SIDECAR, Pod
 from tests.image.podman import Podman
 from tests.netns.netns import Namespace, require
+
+WHILE_THERE_ARE_ORPHANS = """
+import os, time
+def processes():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                yield stat.read()
+        except OSError:
+            pass
+while any("(sleep)" in process for process in processes()):
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +153,22 @@ def test_stop_under_load(sidecar: Pod) -> None:
     assert log.count("inbound / 200 -") == sum(client.requests for client in clients)
 
 
+def test_native_sidecar(sidecar: Pod) -> None:
+    """Its preStop hook drains, requests still go through, and SIGTERM, after the application's end, is the end."""
+    hook = sidecar.podman.execute("istio-proxy", "pilot-agent", "request", "--debug-port=15020", "POST", "drain")
+    assert hook.returncode == 0, hook.stderr
+    assert ask(sidecar, PORT, "/")[0] == 200
+    assert sidecar.stop_sidecar()["ExitCode"] == 0
+    assert "draining for" not in sidecar.podman.logs("istio-proxy")
+
+
+def test_the_first_process_collects_orphans(sidecar: Pod) -> None:
+    """What a hook or `kubectl exec` leaves behind has the agent as its parent."""
+    assert sidecar.podman.execute("istio-proxy", "sh", "-c", "sleep 0.05 & sleep 0.05 &").returncode == 0
+    done = sidecar.podman.execute("istio-proxy", "timeout", "20", "python3", "-c", WHILE_THERE_ARE_ORPHANS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_killed_and_started_again(sidecar: Pod) -> None:
     """A container of the same pod after one that could clean up nothing, on the same volumes."""
     sidecar.podman("kill", "--signal=KILL", Podman.name("istio-proxy"))
@@ -162,3 +191,14 @@ def test_a_broken_configuration_ends_the_container(pod: Pod) -> None:
     done = pod.sidecar(customConfigFile="/etc/sidecar/absent.json")
     assert done.returncode not in (0, 125, 126, 127)
     assert "/etc/sidecar/absent.json" in done.stdout + done.stderr
+
+
+def test_out_of_memory(pod: Pod) -> None:
+    """The limit of the container is told from a kill."""
+    eater = "#!/usr/bin/python3\neaten = []\nwhile True: eaten.append(bytearray(1 << 20))\n"
+    rights = [*SIDECAR, "--memory=96m"]
+    fields = {"customConfigFile": CONFIG, "binaryPath": pod.place("eater", eater)}
+    done = pod.sidecar(rights=rights, **fields)
+    assert done.returncode == 255
+    assert "killed by SIGKILL (9) before it was ready; likely cause: out of memory" in done.stderr
+    assert "96 MiB" in done.stderr
