@@ -49,9 +49,15 @@ class Podman:
     def __call__(self, *arguments: str, check: bool = True, limit: float = LIMIT) -> subprocess.CompletedProcess[str]:
         """Run podman to the end."""
         done = subprocess.run(
-            ["podman", *arguments], env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=limit, check=False,
-        )  # fmt: skip
+            ["podman", *arguments],
+            cwd=self.folder,  # conmon leaves a file `oom` where it is started
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
         assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
         return done
 
