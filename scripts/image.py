@@ -44,7 +44,9 @@ def base_of(engine: Engine, wanted: str = "", fresh: bool = False) -> str:
     if not wanted and engine.has(image_base.NAME):
         say(f"starting from {image_base.NAME}, the work of `make image-base`")
         return image_base.NAME
-    raise ImageError(f"no image to start from: `sudo make image-base` makes {image_base.NAME}, BASE=... names another")
+    raise ImageError(
+        f"no image to start from: `sudo make image-base image` makes {image_base.NAME}, BASE=... names another"
+    )
 
 
 def build(engine: Engine) -> None:

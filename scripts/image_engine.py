@@ -89,7 +89,10 @@ def choose() -> Engine:
         found = next(filter(Engine.works, ENGINES), None)
     if found is None:
         names = ", ".join(engine.name for engine in ENGINES)
-        raise ImageError(f"nothing here builds images ({names}); ask for:\n  sudo apt-get install podman runc uidmap")
+        raise ImageError(
+            f"nothing that works here builds images ({names}): sudo make image, or ask for\n"
+            "  sudo apt-get install podman runc uidmap"
+        )
     return found
 
 
