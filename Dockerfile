@@ -55,7 +55,7 @@ COPY --from=build /opt/pysidecar /opt/pysidecar
 RUN ln -s /opt/pysidecar/bin/pilot-agent /opt/pysidecar/bin/istio-iptables /opt/pysidecar/bin/istio-clean-iptables \
     /opt/pysidecar/bin/pysidecar-proxy /usr/local/bin/ \
  && ln -s /opt/pysidecar/bin/pysidecar-proxy /usr/local/bin/envoy
-ARG VERSION
+ARG VERSION=unknown
 LABEL org.opencontainers.image.title="pysidecar" \
       org.opencontainers.image.description="Istio sidecar in Python: pilot-agent, proxy and istio-iptables" \
       org.opencontainers.image.licenses="Apache-2.0" \
