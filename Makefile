@@ -1,6 +1,6 @@
 # Every target does its own set-up (scripts/setup.py): nothing has to be installed or activated first.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test bench lint soak clean
+.PHONY: help demo demo-stop test bench lint soak image image-base image-test clean
 RUN := ./scripts/run
 
 help: ## list the targets
@@ -25,6 +25,15 @@ lint: ## ruff and mypy --strict
 
 soak: ## an hour of mixed load (SECONDS=600 for less); fails on failed requests and leaks
 	@$(RUN) demo python -m demo.soak $(if $(SECONDS),--seconds $(SECONDS))
+
+image: ## build the image pysidecar:<version> with podman, buildah or docker (FRESH=1: take nothing from earlier builds)
+	@$(RUN) scripts/image.py build
+
+image-base: ## where no registry of images is reachable: make the base image with debootstrap, as root
+	@$(RUN) scripts/image.py base
+
+image-test: image ## run the image with podman, as root: its contents, a pod of init container, sidecar and application
+	@$(RUN) image scripts/image_test
 
 clean: ## remove the virtual environment, the installed copy and caches
 	@$(RUN) remove

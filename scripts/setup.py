@@ -1,6 +1,6 @@
 """Set up what one purpose of the Makefile needs, then run a command there.
 
-    scripts/run PURPOSE [COMMAND ...]        purposes: demo, lint, test, bench
+    scripts/run PURPOSE [COMMAND ...]        purposes: demo, lint, test, bench, image
     scripts/run remove                       undo: virtual environment and installed copy
 
 Makes a virtual environment with the packages pinned in constraints.txt and, as root, installs the Debian packages whose
@@ -75,6 +75,11 @@ PURPOSES = {
         {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "taskset": "util-linux"},
         {**CAPTURE, "nft": "nftables", "dnsperf": "dnsperf", "dnsmasq": "dnsmasq-base", "unbound": "unbound"},
         in_checkout=True,
+    ),
+    "image": Purpose(  # `make image-test`
+        frozenset({"test"}),
+        {"cc": "gcc libc6-dev", "podman": "podman", "runc": "runc"},
+        {**CAPTURE, "nft": "nftables"},
     ),
 }
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 MAKE_HELP = ["make", "--no-print-directory", "help"]
-TARGETS = {"demo", "demo-stop", "test", "bench", "lint", "soak", "clean", "help"}
+TARGETS = {"demo", "demo-stop", "test", "bench", "lint", "soak", "image", "image-base", "image-test", "clean", "help"}
 
 
 def pins() -> dict[str, str]:
