@@ -61,8 +61,11 @@ def keep_to_loopback(sock: socket.socket) -> None:
     """Before ``bind``: have the kernel drop what does not come over the loopback interface.
 
     It does so for loopback addresses anyway, unless net.ipv4.conf.*.route_localnet is on, as service meshes and
-    container networks may have it. Redirected connections of this host come over that interface as well.
+    container networks may have it. IPv6 has no such switch, and a socket kept to `lo` could not answer redirected
+    queries there: the routes of the host's own addresses are not that interface's. In IPv4 they come and go over it.
     """
+    if sock.family == socket.AF_INET6:
+        return
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
     except OSError as error:

@@ -71,7 +71,7 @@ def test_another_name() -> None:
         "  cache: off\n"
         "  servers: none, so the answer is SERVFAIL\n"
         "worker 2: 1 queries under way, 2 queued\n"
-        "  cache: not found (7 of 100 answers)\n" + line +
+        "  cache: not in it (7 of 100 answers)\n" + line +
         "worker 3: 1 queries under way, 2 queued\n"
         "  cache: NXDOMAIN, 0 answers, 3 s old, stale\n" + line)
     document = json.loads(ask(server, "/dns?name=x.example&format=json").body)
@@ -80,14 +80,23 @@ def test_another_name() -> None:
 
 
 @pytest.mark.parametrize(("query", "status", "text"), [
-    ("", 400, "usage: /dns?name=(host name)"), ("?name=", 400, "usage: /dns?name=(host name)"),
-    ("?name=x&format=html", 400, "usage: /dns?name=(host name)"),
+    ("?name=x&format=html", 400, "usage: /dns?name=(host name, or none)"),
     ("?name=a..b", 400, "name 'a..b': an empty label\nusage: "), ("?name=a&type=NOPE", 400, "'NOPE' is no record type"),
     ("?name=a", 404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n"),
+    ("", 404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n"),
 ])
 def test_refused(query: str, status: int, text: str) -> None:
     answer = ask(FakeServer(), f"/dns{query}")
     assert answer.status == status and answer.body.startswith(text)
+
+
+def test_without_a_name_what_there_is_to_answer_from() -> None:
+    server = FakeServer()
+    server.names = upstream({}, {})
+    document = json.loads(ask(server, "/dns?format=json").body)
+    assert document["table"] == {"loaded": False, "names": 0}
+    assert [worker["servers"] for worker in document["workers"]] == [[SERVER], [SERVER]]
+    assert ask(server, "/dns").body.startswith("name table: none yet\nworker 0: 1 queries under way, 2 queued\n")
 
 
 def test_no_worker_answers() -> None:
