@@ -37,7 +37,8 @@ def environment(settings: AgentSettings, warnings: list[str], *, is_root: bool |
     made = {
         "DNS_LISTEN": ",".join(listen),
         "DNS_NAME_TABLE": dns.name_table or os.path.join(settings.config.config_path, NAME_TABLE),
-        "DNS_DOMAIN": settings.domain,
+        # Without a namespace there are no short names. ("" before the first dot: neither POD_NAMESPACE nor --domain.)
+        "DNS_DOMAIN": "" if settings.domain.startswith(".") else settings.domain,
         "DNS_NAMESPACE": settings.identity.pod_namespace,
         "DNS_RESOLV_CONF": resolv_conf,
         "DNS_FORWARD_PARALLEL": "true" if dns.forward_parallel else "false",

@@ -56,6 +56,12 @@ def test_the_proxys_environment(tmp_path: Path) -> None:
     }
 
 
+def test_a_pod_that_does_not_know_its_namespace() -> None:
+    made = told(ISTIO_META_DNS_CAPTURE="true", INSTANCE_IP="10.0.0.1")
+    assert "DNS_DOMAIN" not in made and "DNS_NAMESPACE" not in made
+    assert told(None, "--domain", "a.svc.mesh", ISTIO_META_DNS_CAPTURE="true")["DNS_DOMAIN"] == "a.svc.mesh"
+
+
 def test_proxy_metadata_will_do() -> None:
     made = told({"proxyMetadata": {"ISTIO_META_DNS_CAPTURE": "true", "DNS_FORWARD_TIMEOUT": "1500ms"}}, **POD)
     assert made["DNS_FORWARD_TIMEOUT"] == "1.5s"
