@@ -90,7 +90,7 @@ def read_name_table(document: Any) -> NameTable:
     hosts = []
     if not isinstance(document, dict):
         raise ConfigErrors([ConfigError("", f"an object with the field table expected, not {_kind(document)}")])
-    errors += [ConfigError(name[:100], "no such field; a name table has the field table")
+    errors += [ConfigError(_shown(name), "no such field; a name table has the field table")
                for name in document if name != "table"]
     table = document.get("table")
     if table is None:
@@ -102,7 +102,7 @@ def read_name_table(document: Any) -> NameTable:
         errors.append(ConfigError("table", f"{len(table)} hosts, at most {MAX_HOSTS} expected"))
         table = {}
     for name, info in table.items():
-        fields = _read_info(f'table["{name[:300]}"]', info, errors)
+        fields = _read_info(f'table["{_shown(name)}"]', info, errors)
         if fields is not None and (one := host(name, notes=notes, **fields)) is not None:
             hosts.append(one)
         if len(errors) > MAX_ERRORS:
@@ -177,7 +177,7 @@ def _read_info(path: str, info: Any, errors: list[ConfigError]) -> dict[str, Any
     for given, value in info.items():
         known = _JSON_NAMES.get(given, given)
         if known not in fields:
-            errors.append(ConfigError(f"{path}.{given[:100]}", f"no such field; {', '.join(fields)} are known"))
+            errors.append(ConfigError(f"{path}.{_shown(given)}", f"no such field; {', '.join(fields)} are known"))
         elif value is None:
             continue  # null is "not set" in protobuf's JSON
         elif known in _TEXTS:
@@ -193,6 +193,11 @@ def _read_info(path: str, info: Any, errors: list[ConfigError]) -> dict[str, Any
                     break
             fields[known] = value
     return fields if len(errors) == before else None
+
+
+def _shown(name: str) -> str:
+    """A name of the document as it may stand in a log: bounded, on one line."""
+    return repr(name[:300])[1:-1]
 
 
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",

@@ -207,6 +207,8 @@ def compile_table(table: NameTable, domain: str, namespace: str, search_domains:
             own = _key(host.name)
             if own in (b"\0", _STAR + b"\0"):
                 raise ValueError(f"name {host.name!r}: it would be every name")
+            if not host.name.isprintable():
+                raise ValueError(f"name {host.name[:300]!r}: characters that must not get into a log")
         except ValueError as error:
             notes.add(f"host left out: {error}")
             continue

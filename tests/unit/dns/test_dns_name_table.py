@@ -65,6 +65,9 @@ BAD = [
     ({"table": {"a.example": {"registry": True}}}, 'table["a.example"].registry: a string expected, not true or false'),
     ({"table": {"a.example": {"ip": []}}},
      'table["a.example"].ip: no such field; ips, registry, shortname, namespace, alt_hosts are known'),
+    ({"table": {"a\nb": {"i\np": 1}}},
+     'table["a\\nb"].i\\np: no such field; ips, registry, shortname, namespace, alt_hosts are known'),
+    ({"x\n": 1}, "x\\n: no such field; a name table has the field table"),
     ({"table": {str(n): {} for n in range(MAX_HOSTS + 1)}}, "table: 100001 hosts, at most 100000 expected"),
 ]
 

@@ -220,11 +220,12 @@ def test_hosts_that_are_no_names_are_left_out_and_told() -> None:
     long = "l" * 64
     table = table_of(external("good.example", "1.1.1.1"), external("a..b", "1.1.1.1"), external(long, "1.1.1.1"),
                      external("*", "1.1.1.1"), external("", "1.1.1.1"), external("\ud800", "1.1.1.1"),
+                     external("new\nline.example", "1.1.1.1"),
                      external("dot.example.", "1.1.1.2"), kubernetes("", "ns1", "1.1.1.3"))
     assert list(table.hosts()) == ["dot.example.", "good.example"]
     assert meaning(table, "dot.example") == "dot.example."
-    assert len(table.warnings) == 6 and all(warning.startswith("host left out: ") for warning in table.warnings)
-    assert any(long in warning for warning in table.warnings)
+    assert len(table.warnings) == 7 and all(warning.startswith("host left out: ") for warning in table.warnings)
+    assert any(long in warning for warning in table.warnings) and all(map(str.isprintable, table.warnings))
     assert "host left out: name '*': it would be every name" in table.warnings
 
 
