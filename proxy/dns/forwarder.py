@@ -42,6 +42,8 @@ STALE_AFTER = 1.8
 """Seconds without an answer after which an old one is given (RFC 8767 section 5: client response timer)."""
 TOO_LATE = 0.01
 """Seconds before its end in which a flight is not started any more."""
+STALE_AFTER_DOWN = 0.4
+"""The same when no server answered what was asked before. Not 0: it may have been the names, not the servers."""
 LOOP_WARNING_EVERY = 60.0
 
 FlightKey = tuple[Key, int]
@@ -152,13 +154,12 @@ class Forwarder:
     # --- without a flight
 
     def _without_asking(self, key: Key, query: Query, done: Done, now: float) -> bool:
-        """Answer at once: when the servers are known not to answer, or did not answer just this a moment ago."""
+        """Answer at once what was not answered by any server a moment ago."""
         failure = self.cache.get_failure(key, now)
         flight = self._flights.get((key, RD))
-        if failure is None and not self.servers.all_down() and (flight is None or not flight.late):
-            return False
         entry = self.cache.get_stale(key, now) if self.cache.stale else None
-        if entry is not None:
+        if entry is not None and (failure is not None or (
+                entry.missed and (self.servers.all_down() or (flight is not None and flight.late)))):
             self._say_stale(entry, query, done, now)
             if failure is None and flight is None:
                 self._begin(key, query, [], now)  # one of the servers may be back
@@ -170,6 +171,7 @@ class Forwarder:
 
     def _say_stale(self, entry: Entry, query: Query, done: Done, now: float) -> None:
         self.stats.cache_stale += 1
+        entry.missed = True
         _call(done, entry.reply.render(query, ttl=STALE_TTL), f"stale for {max(0.0, now - entry.expires):.0f} s")
 
     def _refuse(self, query: Query, done: Done) -> None:
@@ -201,7 +203,7 @@ class Forwarder:
         flight.epoch = self._epoch
         self._flights[key, query.flags & RD] = flight
         if waiters and self.cache.stale and query.flags & RD and self.cache.get_stale(key, now) is not None:
-            flight.stale_at = now + STALE_AFTER
+            flight.stale_at = now + (STALE_AFTER_DOWN if self.servers.all_down() else STALE_AFTER)
         self.deadlines.watch(flight)
         if self._active < MAX_ACTIVE and self._may(flight.client):
             self._start(flight, now)
