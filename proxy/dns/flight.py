@@ -195,7 +195,6 @@ class Flight:
             return False
         server.asked += 1
         server.pending += 1
-        tower.stats.upstream_requests_total += 1
         self.attempts.append(attempt)
         return True
 
@@ -220,9 +219,6 @@ class Flight:
         now = tower.loop.time()
         self._ended(attempt)
         server.answered(None if attempt.tcp else now - attempt.sent, now)
-        durations = tower.stats.upstream_request_duration
-        elapsed = int((now - attempt.sent) * 1000)
-        durations[elapsed] = durations.get(elapsed, 0) + 1
         try:
             reply = parse_reply(message, self.question)
         except BadReply as error:
@@ -342,7 +338,6 @@ class Probe:
             return
         server.asked += 1
         server.pending += 1
-        self.tower.stats.upstream_requests_total += 1
         self.tower.probes.add(self)
         self.tower.deadlines.watch(self)
 

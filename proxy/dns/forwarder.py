@@ -220,6 +220,7 @@ class Forwarder:
         self._active += 1
         self._active_of[flight.client] = self._active_of.get(flight.client, 0) + 1
         self.stats.upstream_active = self._active
+        self.stats.upstream_requests_total += 1
         flight.start(now)
 
     def _give_up_one(self) -> None:
@@ -276,6 +277,7 @@ class Forwarder:
     def landed(self, flight: Flight, reply: Reply, why: str) -> None:
         """There is an answer."""
         waiters = self._take_off(flight)
+        self._count_duration(flight)
         if flight.flags & RD and flight.epoch == self._epoch:
             self.cache.put(flight.key, reply, self.loop.time())
             self._count_cache()
@@ -286,6 +288,7 @@ class Forwarder:
     def crashed(self, flight: Flight, reply: Reply, why: str) -> None:
         """No server has an answer: an old one, or the failure."""
         waiters = self._take_off(flight)
+        self._count_duration(flight)
         now = self.loop.time()
         entry = None
         self.stats.upstream_failures_total += 1
@@ -319,6 +322,11 @@ class Forwarder:
         """It never got its turn."""
         self._queue.remove(flight.client, flight)
         self._refuse_all(flight)
+
+    def _count_duration(self, flight: Flight) -> None:
+        durations = self.stats.upstream_request_duration
+        elapsed = int((self.loop.time() - flight.started) * 1000)
+        durations[elapsed] = durations.get(elapsed, 0) + 1
 
     def _count_cache(self) -> None:
         self.stats.cache_entries = len(self.cache)
