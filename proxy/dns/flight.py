@@ -151,7 +151,8 @@ class Flight:
         asked = self._ask_all(now) if self.tower.parallel else self._ask_next(now)
         if not asked:
             self.next_try = NEVER
-            if not self.attempts:
+            # A server that has answered once, not well, is not waited for any more.
+            if all(attempt.server in self.spent for attempt in self.attempts):
                 self._crash()
                 return
         self._arm()
@@ -173,7 +174,7 @@ class Flight:
         return False
 
     def _ask_all(self, now: float) -> bool:
-        if self.attempts and now < self.next_try:
+        if now < self.next_try and any(attempt.server not in self.spent for attempt in self.attempts):
             return True
         if self.tries >= ROUNDS:
             return False

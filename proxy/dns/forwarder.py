@@ -38,6 +38,9 @@ MAX_QUEUED = 2048
 MAX_WAITERS = 256
 """Queries that wait for one flight."""
 MAX_WAITING = 8192
+"""Queries that wait for all of them."""
+FEW = 16
+"""A client with fewer waiting than this is not who fills these two: for it both are doubled."""
 STALE_AFTER = 1.8
 """Seconds without an answer after which an old one is given (RFC 8767 section 5: client response timer)."""
 TOO_LATE = 0.01
@@ -68,6 +71,7 @@ class Forwarder:
         self._active_of: dict[tuple[object, ...], int] = {}
         self._active = 0
         self._waiting = 0
+        self._waiting_of: dict[tuple[object, ...], int] = {}
         self._pumping = False
         self._epoch = 0
         self._warned = -NEVER
@@ -113,16 +117,18 @@ class Forwarder:
         if recursive and self._without_asking(key, query, done, now):
             return
         flight = self._flights.get((key, recursive))
-        if flight is not None:
-            if len(flight.waiters) >= MAX_WAITERS or self._waiting >= MAX_WAITING:
-                self._refuse(query, done)
-            else:
-                self._waiting += 1
-                flight.waiters.append((query, done))
-        elif self._waiting >= MAX_WAITING:
+        client = query.client[:2]
+        waiting = self._waiting_of.get(client, 0)
+        factor = 1 if waiting >= FEW else 2
+        if self._waiting >= factor * MAX_WAITING or (
+                flight is not None and len(flight.waiters) >= factor * MAX_WAITERS):
             self._refuse(query, done)
+            return
+        self._waiting += 1
+        self._waiting_of[client] = waiting + 1
+        if flight is not None:
+            flight.waiters.append((query, done))
         else:
-            self._waiting += 1
             self._begin(key, query, [(query, done)], now)
 
     def explain(self, key: bytes, qtype: int) -> dict[str, Any]:
@@ -237,8 +243,7 @@ class Forwarder:
             self._queue.push(flight.client, flight)
         else:
             self._take_off(flight)
-        self._waiting -= len(losers)
-        for query, done in losers:
+        for query, done in self._no_longer_waiting(losers):
             self._refuse(query, done)
 
     def _take_off(self, flight: Flight) -> list[Waiter]:
@@ -254,7 +259,18 @@ class Forwarder:
             else:
                 del self._active_of[flight.client]
         waiters, flight.waiters = flight.waiters, []
+        return self._no_longer_waiting(waiters)
+
+    def _no_longer_waiting(self, waiters: list[Waiter]) -> list[Waiter]:
         self._waiting -= len(waiters)
+        waiting_of = self._waiting_of
+        for query, _ in waiters:
+            client = query.client[:2]
+            left = waiting_of[client] - 1
+            if left:
+                waiting_of[client] = left
+            else:
+                del waiting_of[client]
         return waiters
 
     def _pump(self) -> None:
@@ -314,8 +330,7 @@ class Forwarder:
         if entry is None:
             return
         waiters, flight.waiters = flight.waiters, []
-        self._waiting -= len(waiters)
-        for query, done in waiters:
+        for query, done in self._no_longer_waiting(waiters):
             self._say_stale(entry, query, done, now)
 
     def expired(self, flight: Flight) -> None:

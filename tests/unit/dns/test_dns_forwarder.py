@@ -284,6 +284,17 @@ def test_what_all_servers_say_is_passed_on(rcode: str) -> None:
     world.take("10.0.0.1" if rcode != "REFUSED" else None)
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_server_that_failed_is_not_waited_for_though_it_was_asked_twice(parallel: bool) -> None:
+    world = World(1, parallel=parallel)
+    asked = world.ask()
+    world.loop.advance(2.1)
+    assert len(world.open) >= 2
+    world.open[-1].answer(rcode="SERVFAIL")
+    assert asked.rcode == "SERVFAIL"
+    world.settled()
+
+
 def test_nxdomain_is_an_answer() -> None:
     world = World(2)
     asked = world.ask()
