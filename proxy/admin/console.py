@@ -11,9 +11,11 @@ from proxy.admin.api import LIVE, STATES, Server
 from proxy.stats import server as server_stats
 from proxy.stats.groups import Registry, Snapshot
 from proxy.stats.histogram import HistogramStore
-from proxy.stats.prometheus import Namer
+from proxy.stats.prometheus import CUSTOM, Namer
 from proxy.stats.selection import Selected, Selection, Used, select
 
+AGENTS = tuple(CUSTOM)
+"""Statistics that are pilot-agent's in Istio. stats_matcher is Envoy's, and Istio's would leave them out."""
 MEMORY_AGE = 1.0
 """Seconds for which a look at /proc is good."""
 
@@ -56,7 +58,7 @@ class Console:
         return Statistics(snapshot, self._all_histograms())
 
     async def select(self, selection: Selection) -> Selected:
-        """The statistics that an output shows, by name; what stats_matcher excludes is in none."""
+        """The statistics that an output shows, by name; what stats_matcher excludes is in none, except DNS."""
         statistics = await self.statistics()
         return select(selection, statistics.snapshot, statistics.histograms, self._used,
                       None if self._included is None else self._shown)
@@ -107,7 +109,7 @@ class Console:
             assert self._included is not None
             if len(self._is_included) > 200_000:
                 self._is_included.clear()
-            known = self._is_included[name] = self._included(name)
+            known = self._is_included[name] = name.startswith(AGENTS) or self._included(name)
         return known
 
     def _facts(self, connections: int) -> server_stats.ServerFacts:

@@ -37,15 +37,17 @@ def key_of(query: Query) -> Key:
 
 
 class Entry:
-    """One answer. ``stored`` and ``expires`` are loop time."""
+    """One answer. ``stored`` and ``expires`` are loop time. ``missed``: it was needed as a stale one already, because
+    no server answered."""
 
-    __slots__ = ("expires", "reply", "stored", "used")
+    __slots__ = ("expires", "missed", "reply", "stored", "used")
 
     def __init__(self, reply: Reply, stored: float, expires: float) -> None:
         self.reply = reply
         self.stored = stored
         self.expires = expires
         self.used = False
+        self.missed = False
 
 
 class Cache:

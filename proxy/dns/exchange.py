@@ -17,6 +17,9 @@ from proxy.deadlines import NEVER, Deadlines
 from proxy.dns.message import QR
 from proxy.dns.servers import Server
 from proxy.dns.stats import DnsStats
+from proxy.log import get
+
+log = get("dns")
 
 UDP_SIZE = 4096
 """Bytes of a datagram that are read; we tell servers less."""
@@ -229,6 +232,9 @@ class UdpSocket:
                 return
             # Forged or damaged. The true reply may still come, so this ends nothing.
             self._exchange.stats.upstream_mismatched_total += 1
+            if log.debug_on:
+                log.debug("%d bytes from %s are no reply to what it was asked", len(message),
+                          attempt.server.address.text)
 
     def _end(self) -> None:
         self.cancel()

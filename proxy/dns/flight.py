@@ -151,7 +151,8 @@ class Flight:
         asked = self._ask_all(now) if self.tower.parallel else self._ask_next(now)
         if not asked:
             self.next_try = NEVER
-            if not self.attempts:
+            # A server that has answered once, not well, is not waited for any more.
+            if all(attempt.server in self.spent for attempt in self.attempts):
                 self._crash()
                 return
         self._arm()
@@ -173,7 +174,7 @@ class Flight:
         return False
 
     def _ask_all(self, now: float) -> bool:
-        if self.attempts and now < self.next_try:
+        if now < self.next_try and any(attempt.server not in self.spent for attempt in self.attempts):
             return True
         if self.tries >= ROUNDS:
             return False
@@ -195,7 +196,6 @@ class Flight:
             return False
         server.asked += 1
         server.pending += 1
-        tower.stats.upstream_requests_total += 1
         self.attempts.append(attempt)
         return True
 
@@ -220,9 +220,6 @@ class Flight:
         now = tower.loop.time()
         self._ended(attempt)
         server.answered(None if attempt.tcp else now - attempt.sent, now)
-        durations = tower.stats.upstream_request_duration
-        elapsed = int((now - attempt.sent) * 1000)
-        durations[elapsed] = durations.get(elapsed, 0) + 1
         try:
             reply = parse_reply(message, self.question)
         except BadReply as error:
@@ -342,7 +339,6 @@ class Probe:
             return
         server.asked += 1
         server.pending += 1
-        self.tower.stats.upstream_requests_total += 1
         self.tower.probes.add(self)
         self.tower.deadlines.watch(self)
 

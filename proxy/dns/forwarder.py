@@ -38,10 +38,15 @@ MAX_QUEUED = 2048
 MAX_WAITERS = 256
 """Queries that wait for one flight."""
 MAX_WAITING = 8192
+"""Queries that wait for all of them."""
+FEW = 16
+"""A client with fewer waiting than this is not who fills these two: for it both are doubled."""
 STALE_AFTER = 1.8
 """Seconds without an answer after which an old one is given (RFC 8767 section 5: client response timer)."""
 TOO_LATE = 0.01
 """Seconds before its end in which a flight is not started any more."""
+STALE_AFTER_DOWN = 0.4
+"""The same when no server answered what was asked before. Not 0: it may have been the names, not the servers."""
 LOOP_WARNING_EVERY = 60.0
 
 FlightKey = tuple[Key, int]
@@ -66,6 +71,7 @@ class Forwarder:
         self._active_of: dict[tuple[object, ...], int] = {}
         self._active = 0
         self._waiting = 0
+        self._waiting_of: dict[tuple[object, ...], int] = {}
         self._pumping = False
         self._epoch = 0
         self._warned = -NEVER
@@ -111,16 +117,18 @@ class Forwarder:
         if recursive and self._without_asking(key, query, done, now):
             return
         flight = self._flights.get((key, recursive))
-        if flight is not None:
-            if len(flight.waiters) >= MAX_WAITERS or self._waiting >= MAX_WAITING:
-                self._refuse(query, done)
-            else:
-                self._waiting += 1
-                flight.waiters.append((query, done))
-        elif self._waiting >= MAX_WAITING:
+        client = query.client[:2]
+        waiting = self._waiting_of.get(client, 0)
+        factor = 1 if waiting >= FEW else 2
+        if self._waiting >= factor * MAX_WAITING or (
+                flight is not None and len(flight.waiters) >= factor * MAX_WAITERS):
             self._refuse(query, done)
+            return
+        self._waiting += 1
+        self._waiting_of[client] = waiting + 1
+        if flight is not None:
+            flight.waiters.append((query, done))
         else:
-            self._waiting += 1
             self._begin(key, query, [(query, done)], now)
 
     def explain(self, key: bytes, qtype: int) -> dict[str, Any]:
@@ -152,13 +160,12 @@ class Forwarder:
     # --- without a flight
 
     def _without_asking(self, key: Key, query: Query, done: Done, now: float) -> bool:
-        """Answer at once: when the servers are known not to answer, or did not answer just this a moment ago."""
+        """Answer at once what was not answered by any server a moment ago."""
         failure = self.cache.get_failure(key, now)
         flight = self._flights.get((key, RD))
-        if failure is None and not self.servers.all_down() and (flight is None or not flight.late):
-            return False
         entry = self.cache.get_stale(key, now) if self.cache.stale else None
-        if entry is not None:
+        if entry is not None and (failure is not None or (
+                entry.missed and (self.servers.all_down() or (flight is not None and flight.late)))):
             self._say_stale(entry, query, done, now)
             if failure is None and flight is None:
                 self._begin(key, query, [], now)  # one of the servers may be back
@@ -170,6 +177,7 @@ class Forwarder:
 
     def _say_stale(self, entry: Entry, query: Query, done: Done, now: float) -> None:
         self.stats.cache_stale += 1
+        entry.missed = True
         _call(done, entry.reply.render(query, ttl=STALE_TTL), f"stale for {max(0.0, now - entry.expires):.0f} s")
 
     def _refuse(self, query: Query, done: Done) -> None:
@@ -201,7 +209,7 @@ class Forwarder:
         flight.epoch = self._epoch
         self._flights[key, query.flags & RD] = flight
         if waiters and self.cache.stale and query.flags & RD and self.cache.get_stale(key, now) is not None:
-            flight.stale_at = now + STALE_AFTER
+            flight.stale_at = now + (STALE_AFTER_DOWN if self.servers.all_down() else STALE_AFTER)
         self.deadlines.watch(flight)
         if self._active < MAX_ACTIVE and self._may(flight.client):
             self._start(flight, now)
@@ -218,6 +226,7 @@ class Forwarder:
         self._active += 1
         self._active_of[flight.client] = self._active_of.get(flight.client, 0) + 1
         self.stats.upstream_active = self._active
+        self.stats.upstream_requests_total += 1
         flight.start(now)
 
     def _give_up_one(self) -> None:
@@ -234,8 +243,7 @@ class Forwarder:
             self._queue.push(flight.client, flight)
         else:
             self._take_off(flight)
-        self._waiting -= len(losers)
-        for query, done in losers:
+        for query, done in self._no_longer_waiting(losers):
             self._refuse(query, done)
 
     def _take_off(self, flight: Flight) -> list[Waiter]:
@@ -251,7 +259,18 @@ class Forwarder:
             else:
                 del self._active_of[flight.client]
         waiters, flight.waiters = flight.waiters, []
+        return self._no_longer_waiting(waiters)
+
+    def _no_longer_waiting(self, waiters: list[Waiter]) -> list[Waiter]:
         self._waiting -= len(waiters)
+        waiting_of = self._waiting_of
+        for query, _ in waiters:
+            client = query.client[:2]
+            left = waiting_of[client] - 1
+            if left:
+                waiting_of[client] = left
+            else:
+                del waiting_of[client]
         return waiters
 
     def _pump(self) -> None:
@@ -274,6 +293,7 @@ class Forwarder:
     def landed(self, flight: Flight, reply: Reply, why: str) -> None:
         """There is an answer."""
         waiters = self._take_off(flight)
+        self._count_duration(flight)
         if flight.flags & RD and flight.epoch == self._epoch:
             self.cache.put(flight.key, reply, self.loop.time())
             self._count_cache()
@@ -284,6 +304,7 @@ class Forwarder:
     def crashed(self, flight: Flight, reply: Reply, why: str) -> None:
         """No server has an answer: an old one, or the failure."""
         waiters = self._take_off(flight)
+        self._count_duration(flight)
         now = self.loop.time()
         entry = None
         self.stats.upstream_failures_total += 1
@@ -309,14 +330,18 @@ class Forwarder:
         if entry is None:
             return
         waiters, flight.waiters = flight.waiters, []
-        self._waiting -= len(waiters)
-        for query, done in waiters:
+        for query, done in self._no_longer_waiting(waiters):
             self._say_stale(entry, query, done, now)
 
     def expired(self, flight: Flight) -> None:
         """It never got its turn."""
         self._queue.remove(flight.client, flight)
         self._refuse_all(flight)
+
+    def _count_duration(self, flight: Flight) -> None:
+        durations = self.stats.upstream_request_duration
+        elapsed = int((self.loop.time() - flight.started) * 1000)
+        durations[elapsed] = durations.get(elapsed, 0) + 1
 
     def _count_cache(self) -> None:
         self.stats.cache_entries = len(self.cache)

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from proxy.config.model import SocketAddress
+from proxy.log import get
+
+log = get("dns")
 
 FIRST_TRY = 1.0
 """Seconds to wait for a server of which nothing is known yet."""
@@ -92,6 +95,8 @@ class Server:
     def answered(self, seconds: float | None, now: float) -> None:
         """A reply came, after so long (None: not to be counted, as over TCP)."""
         self.replied += 1
+        if self.failures >= DOWN_AFTER:
+            log.info("DNS server %s answers again", self.address.text)
         self.failures = 0
         self.probes = 0
         self.last_reply = now
@@ -114,6 +119,8 @@ class Server:
             if not self.failures:
                 self.next_probe = now + PROBE_BAD
             self.failures += 1
+            if self.failures == DOWN_AFTER:
+                log.info("DNS server %s does not answer", self.address.text)
 
     def probed(self, now: float) -> None:
         """It is asked besides; when to do so again."""

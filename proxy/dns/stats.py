@@ -32,7 +32,7 @@ class DnsStats(StatGroup):
     cache_entries: Gauge
     cache_bytes: Gauge
     upstream_requests_total: Counter
-    """Queries sent to servers, repetitions included."""
+    """Questions for the servers, each once, however many of them were asked and how often."""
     upstream_failures_total: Counter
     """Queries that no server answered: the client got SERVFAIL or a stale answer."""
     upstream_timeouts_total: Counter
@@ -42,7 +42,7 @@ class DnsStats(StatGroup):
     upstream_active: Gauge
     """Queries under way."""
     upstream_request_duration: Histogram
-    """Milliseconds."""
+    """Milliseconds from the question to the answer, or to giving up."""
     queue_full_total: Counter
     """Queries refused because too many were under way, of this client or of all."""
     tcp_connections_total: Counter

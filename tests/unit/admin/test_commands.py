@@ -118,10 +118,18 @@ def test_only_unknown_fields_count_as_such() -> None:
 
 def test_stats_matcher_applies_to_every_output() -> None:
     server = FakeServer(included=lambda name: name.startswith("server.live"))
+    server.workers.counters = {"other.total": 1}
     for path, body in (("/stats", "server.live: 1\n"),
                        ("/stats?format=json", '{"stats":[{"name":"server.live","value":1}]}'),
                        ("/stats?format=prometheus", "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n")):
         assert ask(server, stats.handle_stats, path).body == body
+
+
+def test_stats_matcher_does_not_hide_what_pilot_agent_counts() -> None:
+    server = FakeServer(included=lambda name: name.startswith("server.live"))
+    server.workers.counters = {"dns.requests_total": 7, "cluster.a.total": 1}
+    assert ask(server, stats.handle_stats, "/stats").body == "dns.requests_total: 7\nserver.live: 1\n"
+    assert "istio_agent_dns_requests_total{} 7\n" in ask(server, stats.handle_prometheus, "/stats/prometheus").body
 
 
 def test_statistics_as_a_page() -> None:

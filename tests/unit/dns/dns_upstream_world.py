@@ -223,6 +223,7 @@ class World:
         assert not forwarder.probes
         assert len(forwarder._queue) == forwarder._active == forwarder._waiting == 0
         assert not forwarder._active_of
+        assert not forwarder._waiting_of
         assert self.stats.upstream_active == 0
         assert not forwarder.deadlines._members
         assert [server.pending for server in forwarder.servers.all] == [0] * len(forwarder.servers.all)

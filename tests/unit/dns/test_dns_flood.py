@@ -5,7 +5,15 @@ from __future__ import annotations
 import dns.flags
 import pytest
 
-from proxy.dns.forwarder import MAX_ACTIVE, MAX_ACTIVE_OF_CLIENT, MAX_QUEUED, MAX_WAITERS, MAX_WAITING
+from proxy.dns.forwarder import (
+    FEW,
+    MAX_ACTIVE,
+    MAX_ACTIVE_OF_CLIENT,
+    MAX_QUEUED,
+    MAX_WAITERS,
+    MAX_WAITING,
+    FlightKey,
+)
 from tests.unit.dns.dns_upstream_world import Asked, World
 
 FLOODER = ("10.9.0.66", 666)
@@ -89,20 +97,32 @@ def test_others_that_wait_for_a_floods_name_go_on_waiting() -> None:
     world.settled()
 
 
-def test_all_who_wait_are_bounded() -> None:
+def test_all_who_wait_are_bounded_and_a_client_with_few_still_finds_a_place() -> None:
     world = World()
     names = MAX_WAITING // MAX_WAITERS
     for number in range(names):
         for _ in range(MAX_WAITERS):
-            world.ask(f"n{number}.example.")
+            world.ask(f"n{number}.example.", client=FLOODER)
     assert world.stats.queue_full_total == 0
-    assert world.ask("one.more.example.").why == "queue full: SERVFAIL"
-    assert world.ask("n0.example.").why == "queue full: SERVFAIL"
+    for name in ("one.more.example.", "n0.example."):
+        assert world.ask(name, client=FLOODER).why == "queue full: SERVFAIL"
+    mine = [world.ask(name, client=("10.9.0.1", number)) for number in range(MAX_WAITERS // FEW)
+            for name in ["one.more.example."] + ["n0.example."] * (FEW - 1)]
+    assert not any(one.answered for one in mine)
+    # Those are a flood as well, sooner or later.
+    for number in range(MAX_WAITING):
+        world.ask("n1.example." if number % 2 else f"x{number}.example.", client=("10.9.1.1", number))
+        assert world.forwarder._waiting <= 2 * MAX_WAITING
+        assert max(len(flight.waiters) for flight in [world.forwarder._flights[key] for key in some(world)]) <= \
+            2 * MAX_WAITERS
     while world.open:
         world.open[0].answer()
-    assert not world.ask("one.more.example.").answered
-    world.take().answer()
+    assert {one.rcode for one in mine} == {"NOERROR"}
     world.settled()
+
+
+def some(world: World) -> list[FlightKey]:
+    return list(world.forwarder._flights)[:4]
 
 
 @pytest.mark.parametrize("stale", [False, True])

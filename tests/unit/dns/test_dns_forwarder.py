@@ -222,7 +222,9 @@ def test_the_timeout_bounds_the_whole(timeout: float, parallel: bool) -> None:
     assert not asked.answered
     world.loop.advance(0.02)
     assert asked.rcode == "SERVFAIL"
-    assert world.stats.upstream_requests_total <= 3 * 3
+    assert world.stats.upstream_requests_total == 1
+    assert world.stats.upstream_request_duration.popitem()[0] / 1000 == pytest.approx(timeout, abs=0.02)
+    assert sum(server.asked for server in world.forwarder.servers.all) <= 3 * 3
     world.settled()
 
 
@@ -282,6 +284,17 @@ def test_what_all_servers_say_is_passed_on(rcode: str) -> None:
     world.take("10.0.0.1" if rcode != "REFUSED" else None)
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_server_that_failed_is_not_waited_for_though_it_was_asked_twice(parallel: bool) -> None:
+    world = World(1, parallel=parallel)
+    asked = world.ask()
+    world.loop.advance(2.1)
+    assert len(world.open) >= 2
+    world.open[-1].answer(rcode="SERVFAIL")
+    assert asked.rcode == "SERVFAIL"
+    world.settled()
+
+
 def test_nxdomain_is_an_answer() -> None:
     world = World(2)
     asked = world.ask()
@@ -298,7 +311,8 @@ def test_a_server_that_refuses_us_comes_last() -> None:
         if number < 3:
             world.take("10.0.0.1").answer(rcode="REFUSED")
         world.take("10.0.0.2").answer()
-    assert world.stats.upstream_requests_total == 8
+    assert world.stats.upstream_requests_total == 5
+    assert [server.asked for server in world.forwarder.servers.all] == [3, 5]
     # A probe finds out that it has changed its mind.
     world.loop.advance(10)
     world.ask("a.example.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.dns.flight import Flight
 from tests.unit.dns.dns_upstream_world import SOA, World
 
 ANSWER = "foo.example. 60 IN A 10.1.1.1"
@@ -43,19 +44,40 @@ def test_after_a_while_without_a_reply() -> None:
     world.settled()
 
 
-def test_at_once_when_all_servers_are_known_to_be_down() -> None:
+def test_soon_when_all_servers_are_known_to_be_down() -> None:
+    """And at once for whoever asks then."""
     world = expired(2)
     down(world)
     asked = world.ask()
+    world.loop.advance(0.39)
+    assert not asked.answered
+    world.loop.advance(0.02)
     assert asked.addresses == ["10.1.1.1"]
     assert asked.why == "stale for 1 s"
-    # One query is under way, to notice when they are back.
-    assert len(world.open) == 1
+    # One flight is under way, to notice when they are back.
     assert world.ask().addresses == ["10.1.1.1"]
     assert len(world.forwarder._flights) == 1
-    world.open[0].answer("foo.example. 60 IN A 10.1.1.2")
+    world.loop.advance(7)
+    world.settled()
+    assert world.ask().addresses == ["10.1.1.1"]
+    assert world.ask().addresses == ["10.1.1.1"]
+    assert len(world.forwarder._flights) == 1
+    next(one for one in world.open if isinstance(one.attempt.owner, Flight)).answer("foo.example. 60 IN A 10.1.1.2")
     assert world.ask().addresses == ["10.1.1.2"]
     assert not world.forwarder.servers.all_down()
+    for one in list(world.open):
+        one.answer()
+    world.settled()
+
+
+def test_names_that_nobody_answers_do_not_make_other_answers_old() -> None:
+    """A server of which only such names were asked looks as if it were down."""
+    world = expired()
+    down(world)
+    asked = world.ask()
+    world.take().answer("foo.example. 60 IN A 10.1.1.2", after=0.2)
+    assert asked.addresses == ["10.1.1.2"]
+    assert world.stats.cache_stale == 0
     world.settled()
 
 
@@ -72,10 +94,14 @@ def test_when_all_servers_fail(rcode: str) -> None:
 
 
 def test_nothing_is_stale_for_longer_than_allowed() -> None:
-    world = expired(after=89.0)
+    world = expired(after=88.0)
     down(world)
-    assert world.ask().why == "stale for 29 s"
-    world.loop.advance(1.0)
+    asked = world.ask()
+    world.loop.advance(0.5)
+    assert asked.why == "stale for 28 s"
+    world.loop.advance(1.4)
+    assert world.ask().why == "stale for 30 s"
+    world.loop.advance(0.2)
     late = world.ask()
     assert not late.answered
     world.loop.advance(6)
@@ -120,7 +146,7 @@ def test_without_an_old_answer_servers_that_are_down_are_asked_all_the_same() ->
 
 def test_an_old_answer_fits_the_client_too() -> None:
     world = expired()
-    down(world)
     asked = world.ask("FOO.example.", edns=1232, number=99)
+    world.take().refuse()
     assert asked.message.question[0].name.to_text() == "FOO.example."
     assert asked.ttls == [30]

@@ -73,7 +73,7 @@ def test_the_fastest_first_and_unknown_ones_after_those_that_answer() -> None:
     assert [server.state for server in servers.all] == ["refusing", "up", "down"]
 
 
-def test_down_is_who_does_not_answer_several_in_sequence() -> None:
+def test_down_is_who_does_not_answer_several_in_sequence(capfd: pytest.CaptureFixture[str]) -> None:
     server = Server(ADDRESSES[0])
     for _ in range(DOWN_AFTER - 1):
         server.unanswered(1.0, 2.0)
@@ -83,8 +83,12 @@ def test_down_is_who_does_not_answer_several_in_sequence() -> None:
     assert not server.down
     server.unanswered(3.0, 4.0)
     assert server.down
+    server.unanswered(3.0, 4.0)
+    server.answered(0.01, 5.0)
     server.answered(0.01, 5.0)
     assert not server.down
+    told = [line.rpartition("] ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert told == ["DNS server 10.0.0.1:53 does not answer", "DNS server 10.0.0.1:53 answers again"]
 
 
 def test_a_slow_name_does_not_make_a_server_bad() -> None:
