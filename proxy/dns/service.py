@@ -28,7 +28,7 @@ log = get("dns")
 LATER = b""
 """What ``answer`` returns when the reply comes by ``respond``."""
 
-MAX_MEMO = 16_384
+MAX_MEMO = 32_768
 """Queries in each memo; a full one is emptied. With 0x20 every spelling of a name is a query of its own."""
 MAX_MEMO_BYTES = 8 << 20
 """The same in bytes of queries and replies."""
