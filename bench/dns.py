@@ -32,6 +32,7 @@ OUTSTANDING = 100
 CLIENTS = 4
 SMALL, LARGE = 20, 10_000
 HALF = 0.5
+"""Of the faster peer's rate: the load under which latencies are compared."""
 P99_TARGET_US = 1000.0
 NOISY_SHARE = 0.10
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -92,17 +93,26 @@ def parse_latencies(output: str) -> list[float]:
     return sorted(float(seconds) * 1e6 for seconds in _LATENCY.findall(output))
 
 
-def dnsperf(port: int, queries: Path, cores: Cores, seconds: int, *more: str) -> str:
-    command = ["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(queries), "-l", str(seconds),
-               "-c", str(CLIENTS), "-T", "1", "-q", str(OUTSTANDING), *more]
-    return run_pinned(command, cores.load, timeout=seconds + 20)
+REALTIME = ("chrt", "--fifo", "10")
+"""Before a command: other processes of the machine wait for it."""
+
+
+def dnsperf(port: int, queries: Path, cores: Cores, seconds: int, *more: str, prefix: Sequence[str] = ()) -> str:
+    """What it prints. Into a file: a line a query, which a pipe to us would slow down."""
+    output = queries.with_name("output")
+    into_file = ["sh", "-c", 'exec "$@" > "$0"', str(output)]
+    command = [*into_file, *prefix, "dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(queries),
+               "-l", str(seconds), "-c", str(CLIENTS), "-T", "1", "-q", str(OUTSTANDING), *more]
+    run_pinned(command, cores.load, timeout=seconds + 20)
+    return output.read_text(encoding="utf-8", errors="replace")
 
 
 class Contest:
     """The servers of one case, all up at the same time; one that idles costs the others nothing."""
 
-    def __init__(self, case: Case, folder: Path, cores: Cores) -> None:
+    def __init__(self, case: Case, folder: Path, cores: Cores, prefix: Sequence[str]) -> None:
         self._cores = cores
+        self._prefix = prefix
         self._children: dict[str, tuple[Child, int]] = {}
         self._stack = contextlib.ExitStack()
         names: Sequence[Name] = servers.known_names(case.known)
@@ -115,7 +125,8 @@ class Contest:
         try:
             for subject in SUBJECTS:
                 port = free_port()
-                child = servers.start(subject, self._folder, self._cores.proxy, port, self._names)
+                child = servers.start(subject, self._folder, self._cores.proxy, port, self._names,
+                                      self._prefix)
                 self._stack.callback(child.stop)
                 self._children[subject] = (child, port)
         except BaseException:
@@ -139,19 +150,20 @@ class Contest:
 
         def act(result: Result, child: Child, port: int) -> None:
             before = child.cpu_jiffies()
-            load = parse_dnsperf(dnsperf(port, self._queries, self._cores, seconds))
+            load = parse_dnsperf(dnsperf(port, self._queries, self._cores, seconds, prefix=self._prefix))
             if count:
                 result.rates.append(load.rate)
                 result.cpu_us.append((child.cpu_jiffies() - before) / _TICKS / max(1, load.completed) * 1e6)
 
         self._measure(subject, act)
 
-    def half_load(self, subject: str, seconds: int) -> None:
-        """Half of that, for latencies."""
+    def half_load(self, subject: str, seconds: int, rate: float) -> None:
+        """So many a second, for latencies."""
 
         def act(result: Result, child: Child, port: int) -> None:
-            result.half = median(result.rates) * HALF
-            output = dnsperf(port, self._queries, self._cores, seconds, "-Q", str(int(result.half)), "-v")
+            result.half = rate
+            output = dnsperf(port, self._queries, self._cores, seconds, "-Q", str(int(result.half)), "-v",
+                             prefix=self._prefix)
             parse_dnsperf(output)
             latencies = parse_latencies(output)
             result.p50_us, result.p99_us = percentile(latencies, 50), percentile(latencies, 99)
@@ -159,16 +171,19 @@ class Contest:
         self._measure(subject, act)
 
 
-def measure(case: Case, folder: Path, cores: Cores, pairs: int, seconds: int) -> dict[str, Result]:
+def measure(case: Case, folder: Path, cores: Cores, pairs: int, seconds: int,
+            prefix: Sequence[str] = ()) -> dict[str, Result]:
     """Every server in turn, `pairs` times, every other time backwards."""
-    with Contest(case, folder, cores) as contest:
+    with Contest(case, folder, cores, prefix) as contest:
         for subject in SUBJECTS:
             contest.full_load(subject, 1, count=False)
         for number in range(pairs):
             for subject in SUBJECTS if number % 2 == 0 else SUBJECTS[::-1]:
                 contest.full_load(subject, seconds)
-        for subject in SUBJECTS:
-            contest.half_load(subject, seconds)
+        peaks = [median(contest.results[peer].rates) for peer in (DNSMASQ, UNBOUND) if contest.results[peer].rates]
+        if peaks:
+            for subject in SUBJECTS:
+                contest.half_load(subject, seconds, HALF * max(peaks))
         return contest.results
 
 
@@ -231,6 +246,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="measurements of each server (default 5)")
     parser.add_argument("--seconds", type=int, default=0, metavar="S", help="length of one (default 4)")
     parser.add_argument("--only", metavar="NAME[,NAME]", help=f"of {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--realtime", action="store_true",
+                        help="servers and dnsperf go before all else (SCHED_FIFO), on a machine that others use")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when a target was missed")
     options = parser.parse_args(arguments)
     options.pairs = options.pairs or (1 if options.quick else 5)
@@ -258,7 +275,8 @@ def run(options: argparse.Namespace) -> int:
             (place := Path(folder, case.name)).mkdir()
             upstream = servers.start_upstream(place, cores.load)
             try:
-                lines += rows(case, measure(case, place, cores, options.pairs, options.seconds))
+                prefix = REALTIME if options.realtime else ()
+                lines += rows(case, measure(case, place, cores, options.pairs, options.seconds, prefix))
             finally:
                 upstream.stop()
     facts = machine.describe()
@@ -270,7 +288,7 @@ def run(options: argparse.Namespace) -> int:
 - placement: one server at a time on processor {cores.proxy}; dnsperf ({CLIENTS} clients, {OUTSTANDING} queries under
   way) and the server of other names on processor {cores.load}
 - effort: {options.pairs} x {options.seconds} s each; medians, ratios pair by pair (lowest-highest)
-- busy before: {background:.0%}
+- busy before: {background:.0%}{"; servers and dnsperf with realtime priority" if options.realtime else ""}
 - cpu: {facts["cpu"]}, kernel: {facts["kernel"]}, python: {facts["python"]}, revision: {facts.get("revision", "")}
 - {versions()}
 

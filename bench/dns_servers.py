@@ -110,8 +110,12 @@ def start_upstream(folder: Path, core: int) -> Child:
     return ready(child, UPSTREAM, 53, upstream_names()[0])
 
 
-def start(subject: str, folder: Path, core: int, port: int, names: Sequence[Name]) -> Child:
-    """A server that knows the names and asks UPSTREAM for others. Raises ProcessError."""
+def start(subject: str, folder: Path, core: int, port: int, names: Sequence[Name],
+          prefix: Sequence[str] = ()) -> Child:
+    """A server that knows the names and asks UPSTREAM for others; ``prefix`` goes before its command.
+
+    Raises ProcessError.
+    """
     folder = folder / subject
     folder.mkdir()
     environment = None
@@ -127,7 +131,7 @@ def start(subject: str, folder: Path, core: int, port: int, names: Sequence[Name
                           "--cache-size=10000", "--dns-forward-max=1000")
     else:
         command = [str(find_program(UNBOUND)), "-d", "-p", "-c", str(unbound_config(folder, port, names))]
-    child = Child(subject, command, core=core, output=folder / "output", environment=environment)
+    child = Child(subject, [*prefix, *command], core=core, output=folder / "output", environment=environment)
     return ready(child, "127.0.0.1", port, *names[::max(1, len(names) // 10)], *upstream_names())
 
 

@@ -145,7 +145,11 @@ class Flight:
         """Ask whoever is next. Otherwise there may still be replies to come; otherwise the flight ends."""
         if self.truncated is not None:
             # One attempt over TCP is all: a client with a truncated reply may try for itself.
-            if not any(attempt.tcp and not attempt.unanswered for attempt in self.attempts):
+            live = [attempt.expires for attempt in self.attempts if attempt.tcp and not attempt.unanswered]
+            if live:
+                self.next_try = min(live)
+                self._arm()
+            else:
                 self._crash()
             return
         asked = self._ask_all(now) if self.tower.parallel else self._ask_next(now)
@@ -286,6 +290,7 @@ class Flight:
         if self.queued:
             self.tower.expired(self)
             return
+        self.deadline = self.end
         over = now >= self.end
         for attempt in self.attempts:
             if not attempt.unanswered and (over or now >= attempt.expires):

@@ -1,18 +1,17 @@
 """One worker's DNS: what a query is answered with. Memo -> name table -> cache -> servers.
 
-The memo holds ready replies by the bytes of a query without its id. Answers of the table live there until the table is
-swapped, answers of the cache for a second, in which no TTL becomes wrong by more than that second.
+Memos (proxy.dns.memo) hold ready replies by the bytes of a query without its id. Answers of the table stay until it is
+swapped, answers of the cache for a second at most.
 """
 
 from __future__ import annotations
 
-import ctypes
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
-from itertools import cycle, repeat
 from typing import TYPE_CHECKING, Any
 
 from proxy.dns import local
+from proxy.dns.memo import FadingMemo, Memo
 from proxy.dns.message import CLASS_ANY, CLASS_IN, NXDOMAIN, RCODE_MASK, TC, rcode_text
 from proxy.dns.query import Address, Query, parse_query
 from proxy.dns.stats import DnsStats
@@ -28,21 +27,10 @@ log = get("dns")
 LATER = b""
 """What ``answer`` returns when the reply comes by ``respond``."""
 
-MAX_MEMO = 16_384
-"""Queries in each memo; a full one is emptied. With 0x20 every spelling of a name is a query of its own."""
-MAX_MEMO_BYTES = 8 << 20
-"""The same in bytes of queries and replies."""
 MAX_REMEMBERED = 512
 """Bytes of a query that may be remembered."""
 MAX_REPLIES = 8_192
 """Bytes of all replies to one query that may be remembered."""
-FRESH = 1.0
-"""Seconds that an answer of the cache lives in the memo."""
-
-NextReply = Callable[[], tuple[int, int, bytes]]
-"""Gives a reply without its id, of several in turn (rotation): where it is in memory, its size, and itself, by which
-it stays there. udp_batch hands it to the kernel from where it is."""
-
 Respond = Callable[[bytes | None, Address], None]
 """Takes the reply that comes later (None: there is none) and the client's address."""
 
@@ -54,14 +42,11 @@ class DnsService:
         self.forwarder = forwarder
         self.stats = stats
         self.table: Table | None = None
-        self.memo: dict[bytes, NextReply] = {}
-        """Query without id -> its replies, until the table is swapped."""
-        self.fresh: dict[bytes, NextReply] = {}
-        """The same for FRESH seconds."""
-        self._loop = loop
-        self._memo_bytes = self._fresh_bytes = 0
+        self.memo = Memo()
+        """Answers of the table, until it is swapped."""
+        self.fresh = FadingMemo(loop)
+        """Answers of the cache, for a second at most."""
         self._turn = 0
-        self._timer: TimerHandle | None = None
 
     # --- what it knows --------------------------------------------------------------------------------------------
 
@@ -70,7 +55,6 @@ class DnsService:
         self.table = table
         self.memo.clear()
         self.fresh.clear()
-        self._memo_bytes = self._fresh_bytes = 0
         self.stats.name_table_loaded = 1
         self.stats.name_table_names = len(table)
         log.debug("name table with %d names is in force", len(table))
@@ -82,8 +66,6 @@ class DnsService:
 
     def close(self) -> None:
         """Forget everything; queries under way get no reply."""
-        if self._timer is not None:
-            self._timer.cancel()
         self.memo.clear()
         self.fresh.clear()
         self.forwarder.close()
@@ -130,7 +112,7 @@ class DnsService:
             reply, reason = self._corrected(query, *cached)
             self._settle(query, reply, reason)
             if not tcp and len(packet) <= MAX_REMEMBERED and len(reply) <= MAX_REPLIES:
-                self._remember_fresh(packet[2:], reply)
+                self.fresh.keep(packet[2:], [reply])
             return reply
 
         def done(reply: bytes | None, reason: str) -> None:
@@ -157,15 +139,10 @@ class DnsService:
         self._settle(query, reply, found.reason)
         size = len(reply) * found.variants
         if not query.tcp and len(packet) <= MAX_REMEMBERED and size <= MAX_REPLIES and not reply[2] & TC >> 8:
-            memo = self.memo
-            self._memo_bytes += len(packet) + size
-            if len(memo) >= MAX_MEMO or self._memo_bytes > MAX_MEMO_BYTES:
-                memo.clear()
-                self._memo_bytes = len(packet) + size
             turns = [found.reply] if found.variants == 1 else [
                 one.reply for one in (local.answer(table, query, turn) for turn in range(found.variants))
                 if one is not None]
-            memo[packet[2:]] = in_turn(turns)
+            self.memo.keep(packet[2:], turns)
         return reply
 
     def _corrected(self, query: Query, reply: bytes, reason: str) -> tuple[bytes, str]:
@@ -173,21 +150,6 @@ class DnsService:
         if table is None or (ours := local.corrected(table, query, reply)) is reply:
             return reply, reason
         return ours, f"{reason}: NXDOMAIN for a name of the table"
-
-    def _remember_fresh(self, key: bytes, reply: bytes) -> None:
-        fresh = self.fresh
-        self._fresh_bytes += len(key) + len(reply)
-        if len(fresh) >= MAX_MEMO or self._fresh_bytes > MAX_MEMO_BYTES:
-            fresh.clear()
-            self._fresh_bytes = len(key) + len(reply)
-        fresh[key] = in_turn([reply])
-        if self._timer is None:
-            self._timer = self._loop.call_later(FRESH, self._forget_fresh)
-
-    def _forget_fresh(self) -> None:
-        self._timer = None
-        self._fresh_bytes = 0
-        self.fresh.clear()
 
     def _settle(self, query: Query, reply: bytes | None, reason: str) -> None:
         """Count and log an answer."""
@@ -209,15 +171,6 @@ class DnsService:
         theirs = self.forwarder.explain(query.key, qtype)
         reason = "no name table yet" if self.table is None else local.passed_on(self.table, query)
         return {"source": "upstream", "reason": reason, "reply": b"", **result, "upstream": theirs}
-
-
-def in_turn(replies: list[bytes]) -> NextReply:
-    """Whole replies as a memo keeps them."""
-    ready = []
-    for reply in replies:
-        rest = reply[2:]
-        ready.append((ctypes.cast(ctypes.c_char_p(rest), ctypes.c_void_p).value or 0, len(rest), rest))
-    return repeat(ready[0]).__next__ if len(ready) == 1 else cycle(ready).__next__
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

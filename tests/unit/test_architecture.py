@@ -7,19 +7,27 @@ from __future__ import annotations
 import asyncio
 import pkgutil
 import re
+import select
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import dns.message
+import dns.rrset
 import pytest
 
 from proxy.config.load import load_bootstrap
 from proxy.config.model import SocketAddress
 from proxy.dataplane import DataPlane
+from proxy.dns.name_table import parse_name_table
+from proxy.dns.server import DnsServer
+from proxy.dns.settings import DnsSettings, Listen
+from proxy.dns.table import compile_table
 from proxy.listener import listener_filters
 from proxy.options import Options
 from tests.unit.listener.plane import Client, Plane, Upstream, run, until
@@ -101,6 +109,7 @@ def test_the_document_is_read_as_it_is_meant() -> None:
 
 # --- what is called -------------------------------------------------------------------------------------------------
 
+DNS_TABLE, DNS_AGAIN, DNS_SERVER = "DNS: of the table", "DNS: again", "DNS: of a server"
 OUTBOUND, RESPONSE, PLAN = "outbound connection and request", "response", "plan"
 INBOUND, TCP, CONFIGURATION = "inbound", "tcp", "configuration"
 CAPTURED_AS = {
@@ -111,6 +120,9 @@ CAPTURED_AS = {
     "The response, general path": RESPONSE,
     "The plan: a head that came before": PLAN,
     "Life of a configuration": CONFIGURATION,
+    "A name of the table": DNS_TABLE,
+    "The same query again": DNS_AGAIN,
+    "Another name": DNS_SERVER,
 }
 
 CONFIGURATION_FILE = """
@@ -263,6 +275,40 @@ async def outbound_tcp(capture: Capture, proxy: Plane, up: Upstream) -> None:
     client.close()
 
 
+DNS = DnsSettings(listen=(Listen(SocketAddress("127.0.0.1", 0)),), domain="ns1.svc.cluster.local", namespace="ns1")
+NAME_TABLE = b'{"table": {"web.ns1.svc.cluster.local": {"ips": ["10.0.0.1"], "registry": "External"}}}'
+
+
+async def names(capture: Capture, server: DnsServer) -> None:
+    loop = asyncio.get_running_loop()
+    server.service.set_table(compile_table(parse_name_table(NAME_TABLE), DNS.domain, DNS.namespace, ()))
+    with socket.socket(type=socket.SOCK_DGRAM) as client, socket.socket(type=socket.SOCK_DGRAM) as upstream:
+        upstream.bind(("127.0.0.1", 0))
+        server.service.set_servers([SocketAddress(*upstream.getsockname())])
+        client.connect(tuple(server.addresses[0][1]))
+        client.setblocking(False)
+        upstream.setblocking(False)
+
+        async def ask(name: str, then: Callable[[], Awaitable[None]] | None = None) -> None:
+            client.send(dns.message.make_query(name, "A").to_wire())
+            if then is not None:
+                await then()
+            assert dns.message.from_wire(await loop.sock_recv(client, 4096)).answer
+
+        async def answer() -> None:
+            await until(lambda: select.select([upstream], [], [], 0)[0])
+            query, sender = upstream.recvfrom(4096)
+            response = dns.message.make_response(dns.message.from_wire(query), recursion_available=True)
+            response.answer.append(dns.rrset.from_text(response.question[0].name, 60, "IN", "A", "10.0.0.2"))
+            upstream.sendto(response.to_wire(), sender)
+
+        for name in (DNS_TABLE, DNS_AGAIN):
+            with capture(name):
+                await ask("web.ns1.svc.cluster.local")
+        with capture(DNS_SERVER):
+            await ask("x.example", answer)
+
+
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[CodeType]]:
     """What is called while a configuration is read, and while connections and requests pass."""
@@ -272,7 +318,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[CodeType]]
     async def scene() -> None:
         up = Upstream()
         text = CONFIGURATION_FILE.replace("$PORT", str(up.address.port)).replace("$FOLDER", str(folder))
-        options = Options(concurrency=1, config_yaml=text.replace("$EXT", "type.googleapis.com"))
+        options = Options(concurrency=1, config_yaml=text.replace("$EXT", "type.googleapis.com"), dns=DNS)
         with capture(CONFIGURATION):
             bootstrap = load_bootstrap(options).bootstrap
         data_plane = DataPlane(bootstrap, options, asyncio.get_running_loop(), 0)
@@ -286,6 +332,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[CodeType]]
             original[0] = up.address
             await outbound_tcp(capture, proxy, up)
             await inbound_http(capture, proxy, up)
+        assert data_plane.dns is not None
+        await names(capture, data_plane.dns)
         data_plane.close()
         for one in data_plane.listeners.listeners:
             await until(lambda one=one: not one.connections)  # type: ignore[misc]

@@ -144,7 +144,7 @@ def test_answers(run: Any, parallel: bool) -> None:
             assert why_again.startswith("cache hit")
         stats = forwarder.stats
         assert stats.upstream_tcp_retries_total == 1
-        assert stats.upstream_failures_total == stats.upstream_timeouts_total == stats.upstream_mismatched_total == 0
+        assert stats.upstream_failures_total == stats.upstream_mismatched_total == 0
         small, _ = await world.ask("large.example.")
         assert small.flags & dns.flags.TC
     run(test, parallel=parallel)

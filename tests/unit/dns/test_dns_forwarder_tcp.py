@@ -94,6 +94,20 @@ def test_two_tries_with_truncated_replies_make_one_connection() -> None:
     world.settled()
 
 
+def test_another_servers_silence_does_not_end_the_wait_for_tcp() -> None:
+    """Nor does it make it endless."""
+    world = World(2, parallel=True)
+    asked = world.ask()
+    world.take("10.0.0.1").answer(ANSWER, tc=True)
+    world.take("10.0.0.2").answer(rcode="FORMERR")
+    world.loop.advance(1.99)
+    assert [one.attempt.tcp for one in world.open] == [True, False]
+    assert not asked.answered
+    world.loop.advance(0.02)
+    assert asked.message.flags & dns.flags.TC
+    world.settled()
+
+
 def test_clients_over_tcp_are_asked_for_over_tcp() -> None:
     """As pilot-agent does it. Servers without TCP are asked over UDP in the next round."""
     world = World(2)

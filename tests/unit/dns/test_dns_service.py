@@ -13,6 +13,7 @@ from dns_tables import kubernetes, table_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.dns import memo
 from proxy.dns import service as module
 from proxy.dns.message import MX, A, name_to_wire
 from proxy.dns.service import LATER
@@ -91,8 +92,12 @@ def test_cached_answers_live_for_a_second_in_the_memo() -> None:
     for _ in range(3):
         assert world.addresses(packet("x.example")) == ["9.9.9.9"]
     assert world.stats.cache_hits == 3 and len(world.service.fresh) == 1
-    assert [delay for delay, _ in world.loop.timers] == [module.FRESH]
-    world.loop.run_timers()
+    assert [delay for delay, _ in world.loop.timers] == [memo.FRESH / memo.STEPS]
+    for _ in range(memo.STEPS // 2):
+        assert world.service.fresh
+        world.loop.run_timers()
+    for _ in range(memo.STEPS // 2):
+        world.loop.run_timers()
     assert not world.service.fresh and not world.loop.timers
     del world.forwarder.known[name_to_wire("x.example")]
     assert world.ask(packet("x.example")) is LATER
@@ -149,25 +154,13 @@ def test_truncated_replies_are_counted_and_not_remembered() -> None:
     assert len(world.addresses(packet("many.ns1"), tcp=True)) == 300
 
 
-def test_memos_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MEMO", 4)
+def test_what_is_not_remembered() -> None:
+    """Long queries, and replies to queries over TCP."""
     world = World()
-    for n in range(10):
-        name = f"x{n}.example"
-        world.forwarder.known[name_to_wire(name)] = reply_to
-        world.addresses(packet(name))
-        world.addresses(packet("web.ns1", payload=600 + n, use_edns=0))
-        assert len(world.service.memo) <= 4 and len(world.service.fresh) <= 4
-    monkeypatch.setattr(module, "MAX_MEMO", 1000)
-    monkeypatch.setattr(module, "MAX_MEMO_BYTES", 300)
-    world = World()
-    for n in range(10):
-        world.addresses(packet("web.ns1", payload=600 + n, use_edns=0))
-        assert len(world.service.memo) <= 4
     padding = dns.edns.GenericOption(12, bytes(module.MAX_REMEMBERED))
-    world.service.memo.clear()
     world.addresses(packet("web.ns1", use_edns=0, options=[padding]))
-    assert not world.service.memo, "a query that long is not kept"
+    world.addresses(packet("web.ns1"), tcp=True)
+    assert not world.service.memo
 
 
 def test_what_the_memo_hands_to_the_kernel_is_the_reply() -> None:
