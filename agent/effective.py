@@ -146,7 +146,7 @@ def _layers(
         proxy_config.mesh_layer(options.mesh_config, warnings),
         proxy_config.parse_layer("PROXY_CONFIG", proxy_config_text, warnings),
         proxy_config.parse_layer(f"annotation {proxy_config.CONFIG_ANNOTATION}", annotated, warnings),
-        proxy_config.layer("flag", options.config_flags, warnings),
+        proxy_config.layer(proxy_config.FLAG, options.config_flags, warnings),
     )
     return [each for each in layers if each is not None]
 

@@ -20,6 +20,7 @@ from agent.proxy_config_schema import (
     ONEOF,
     TRACERS,
     Invalid,
+    Notes,
     to_address,
     to_integer,
 )
@@ -30,6 +31,7 @@ DISCOVERY_ANNOTATION = "sidecar.istio.io/discoveryAddress"
 DEFAULT_BINARY = "/usr/local/bin/envoy"
 DEFAULT_SERVICE_CLUSTER = "istio-proxy"
 DEFAULT = "default"
+FLAG = "flag"
 _DEFAULT_FILE_FLUSH_S = 1.0  # Envoy's own is 10s
 _MAX_MESH_BYTES = 1024 * 1024
 
@@ -89,6 +91,10 @@ class Layer:
     source: str
     fields: Mapping[str, Json]
 
+    def source_of(self, name: str) -> str:
+        """The flags are one layer; each is named as it was written."""
+        return f"{FLAG} --{name}" if self.source == FLAG else self.source
+
 
 @dataclass(frozen=True, slots=True)
 class Merged:
@@ -124,15 +130,24 @@ def layer(source: str, document: Mapping[str, Json], warnings: list[str]) -> Lay
     Raises ConfigError when a field stands there under both of its names.
     """
     fields: dict[str, Json] = {}
+    notes = Notes()
     for spelling, value in document.items():
         name = BY_ANY_NAME.get(spelling)
         if name is None:
-            warnings.append(f"{source}: unknown ProxyConfig field {spelling[:64]!r} is ignored")
+            notes.unknown_name(spelling[:64])
         elif name in fields:
             raise ConfigError(f"{source}: ProxyConfig field {name} is given twice")
         elif value is not None and name not in OBSOLETE:
             fields[name] = value
+    _report_unknown(source, notes, warnings)
     return Layer(source, fields)
+
+
+def _report_unknown(source: str, notes: Notes, warnings: list[str]) -> None:
+    warnings.extend(f"{source}: unknown ProxyConfig field {name!r} is ignored" for name in notes.unknown)
+    more = notes.unknown_count - len(notes.unknown)
+    if more:
+        warnings.append(f"{source}: {more} more unknown ProxyConfig fields are ignored")
 
 
 def parse_layer(source: str, text: str, warnings: list[str]) -> Layer:
@@ -175,7 +190,7 @@ def merge(layers: Sequence[Layer]) -> Merged:
                 for other in ONEOF:
                     merged.pop(other, None)
                     sources.pop(other, None)
-            merged[name], sources[name] = value, source.source
+            merged[name], sources[name] = value, source.source_of(name)
     _use_zipkin_address(merged, sources)
     return Merged(merged, sources)
 
@@ -204,13 +219,13 @@ def resolve(merged: Merged, outside: Outside, warnings: list[str]) -> ProxyConfi
     errors: list[str] = []
     document: dict[str, Json] = {}
     for name, value in fields.items():
-        notes: list[str] = []
+        notes = Notes()
         try:
             canonical = FIELDS[name].read(value, name, notes)
         except Invalid as error:
             errors.append(f"{sources[name]}: {error.at}: {describe(error.value)}: {error}")
             continue
-        warnings.extend(f"{sources[name]}: unknown ProxyConfig field {note!r} is ignored" for note in notes)
+        _report_unknown(sources[name], notes, warnings)
         if FIELDS[name].is_printed(canonical):
             document[name] = canonical
     if fields.get("serviceCluster") == "":

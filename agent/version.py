@@ -1,14 +1,16 @@
 """`pilot-agent version`: build information in the shape of the real program."""
 
-import importlib.metadata
+import contextlib
 import json
 import os
 import platform
+import sys
 
 from agent.flags import Parsed
 from agent.options import VersionOptions, version_options
 
 _PROJECT = "pysidecar"
+_INSTALLED = ".dist-info"
 _UNKNOWN = "unknown"  # what the real program prints for a build without stamps
 
 
@@ -25,10 +27,13 @@ def build_info() -> dict[str, str]:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version(_PROJECT)
-    except importlib.metadata.PackageNotFoundError:
-        pass  # runs from a source tree that was never installed
+    # What importlib.metadata does, without the 15 ms of its import: every start of a pod says the version.
+    for directory in sys.path:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(directory or "."):
+                if name.startswith(f"{_PROJECT}-") and name.endswith(_INSTALLED):
+                    return name.removeprefix(f"{_PROJECT}-").removesuffix(_INSTALLED)
+    # Runs from a source tree that was never installed.
     import tomllib
 
     try:

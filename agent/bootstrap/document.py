@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+from agent import cloud
 from agent.bootstrap import clusters, listeners, node, statistics
 from agent.bootstrap.facts import SDS_DIRECTORY, TYPES, Facts, Sockets, family_of
 from agent.settings import AgentSettings
@@ -47,6 +48,7 @@ def facts_of(settings: AgentSettings, sockets: Sockets | None = None) -> Facts:
         raw_metadata=raw,
         tls_files=node.tls_files(raw),
         metadata_discovery=discovery and _is_delta(settings),
+        platform=cloud.metadata(settings.identity, warnings),
         warnings=warnings,
     )
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from agent import cloud
 from agent.bootstrap.facts import Facts
 from agent.documents import no_constant
 from agent.errors import ConfigError
@@ -72,9 +73,16 @@ def _json_object(name: str, value: str, warnings: list[str]) -> dict[str, Json]:
 
 def metadata(facts: Facts) -> dict[str, Json]:
     """The whole of node.metadata. Raises ConfigError for a value that istiod could not decode."""
+    sockets = {"credential": facts.sockets.credential, "file-credential": facts.sockets.external_sds}
+    flags = {name: "true" for name, answers in sockets.items() if answers}
+    return {**facts.raw_metadata, **typed_metadata(facts), **flags}
+
+
+def typed_metadata(facts: Facts) -> dict[str, Json]:
+    """What istiod knows by name. Raises ConfigError for a value that it could not decode."""
     settings, raw = facts.settings, facts.raw_metadata
     _check_types(raw)
-    made: dict[str, Json] = {}
+    made: dict[str, Json] = _set({name: raw.get(name) for name in _TEXTS})
     made.update(_set({"ISTIO_VERSION": raw.get("ISTIO_VERSION") or _ISTIO_VERSION}))
     made.update({name: "true" for name in _BOOLEANS if BOOLEANS.get(raw.get(name, ""))})
     made.update(_pod_ports(raw.get("POD_PORTS", "")))
@@ -99,15 +107,14 @@ def metadata(facts: Facts) -> dict[str, Json]:
                 "LABELS": labels,
                 "STATIC_LABELS": static_labels,
                 "ANNOTATIONS": dict(settings.annotations),
-                "credential": "true" if facts.sockets.credential else "",
-                "file-credential": "true" if facts.sockets.external_sds else "",
+                "PLATFORM_METADATA": facts.platform,
             }
         )
     )
     # Sent even when false, unlike every other boolean.
     made["METADATA_DISCOVERY"] = "true" if wants_metadata_discovery(settings, raw) else "false"
     made["PROXY_CONFIG"] = dict(settings.config.document)
-    return {**raw, **made}
+    return made
 
 
 def _set(values: Mapping[str, Json]) -> dict[str, Json]:
@@ -161,6 +168,12 @@ def locality_text(labels: Mapping[str, str]) -> str:
     """region/zone/subzone; a label without a slash has dots in their place."""
     text = next((labels[name] for name in _LOCALITY_LABELS if name in labels), "")
     return text if "/" in text else text.replace(".", "/")
+
+
+def locality(facts: Facts, made: Mapping[str, Json]) -> dict[str, str]:
+    """region, zone and sub_zone: of a label, else of the cloud, else none, and istiod takes those of the node."""
+    text = locality_text(made.get("LABELS", {}))
+    return _locality(text) if text else cloud.locality(facts.platform)
 
 
 def _locality(text: str) -> dict[str, str]:
@@ -223,7 +236,7 @@ def node(facts: Facts) -> dict[str, Json]:
     return {
         "id": node_id(facts.settings),
         "cluster": service_cluster(facts.proxy_config, made),
-        "locality": _locality(locality_text(made.get("LABELS", {}))),
+        "locality": locality(facts, made),
         "metadata": made,
     }
 

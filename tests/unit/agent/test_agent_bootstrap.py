@@ -388,7 +388,7 @@ def test_tracers(tracer: str, name: str, message: str) -> None:
 
 
 def test_tracers_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"tracing\.stackdriver: the GCP project is unknown"):
+    with pytest.raises(ConfigError, match=r"tracing\.stackdriver: the proxy has no such tracer"):
         bootstrap({"tracing": {"stackdriver": {}}}, **POD)
     made, warnings = bootstrap({"tracing": {"openCensusAgent": {"address": "a:1"}}}, **POD)
     assert "tracing" not in made
