@@ -1,7 +1,9 @@
 """Commands from the outside: exit status, what is printed where, and how little `wait` imports."""
 
+import importlib.metadata
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -76,7 +78,7 @@ def test_find_command(arguments: list[str], index: int | None) -> None:
 
 def test_version_text_and_short() -> None:
     version = cli_version()
-    assert version != "unknown"
+    assert version == importlib.metadata.version("pysidecar"), "read without that module, for its import is slow"
     assert run("version").stdout.startswith(f"client version: version={version}, ")
     assert run("version", "--short").stdout == f"{version}\n"
 
@@ -162,6 +164,45 @@ def test_a_wrong_configuration_is_explained_by_its_warnings(tmp_path: Path) -> N
     assert result.returncode == 255
     assert result.stderr.startswith("Error: PROXY_CONFIG: statusPort: 0: expected an integer from 1 to 65535")
     assert "\twarn\tPROXY_CONFIG: unknown ProxyConfig field 'statusport' is ignored" in result.stdout
+
+
+def test_what_the_log_says_first(tmp_path: Path) -> None:
+    """Flags, version, role, effective ProxyConfig, as in the real program; no secrets. The proxy inherits the limit."""
+    program = tmp_path / "proxy"
+    program.write_text("#!/bin/sh\nulimit -n; echo $GRPC_SSL_CIPHER_SUITES; exit 3\n")
+    program.chmod(0o755)
+    annotations = tmp_path / "etc/istio/pod/annotations"
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text('status.sidecar.istio.io/port="0"\n')  # no port that a neighbour may have
+    config = {
+        "configPath": str(tmp_path), "binaryPath": str(program), "drainDuration": "7s",
+        "tracing": {"lightstep": {"address": "l:1", "accessToken": "hidden"}},
+    }  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    command = [sys.executable, "-m", "agent", "proxy", "--domain=x.y", "--log_output_level=info,model:debug"]
+    environment = {
+        "PYTHONPATH": str(ROOT), "PROXY_CONFIG": json.dumps(config), "COMPLIANCE_POLICY": "fips-140-2",
+        "INSTANCE_IP": "10.0.0.1",
+    }  # fmt: skip
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 64), hard)),
+    )  # fmt: skip
+    assert result.returncode == 255
+    lines = [line.split("\t", 1)[1] for line in result.stdout.splitlines() if "\t" in line]
+    assert 'info\tFLAG: --domain="x.y"' in lines
+    assert 'info\tFLAG: --profiling="true"' in lines
+    first = [line.split(":")[0].split(" ips=")[0] for line in lines if "FLAG" not in line]
+    assert first[0].startswith("info\tVersion ")
+    assert first[1:5] == [
+        "info\tProxy role", "info\tEffective config", "info\tSet max file descriptors (ulimit -n) to",
+        "warn\tlogging flags",
+    ]  # fmt: skip
+    shown = json.loads(next(line for line in lines if "Effective config" in line).partition(": ")[2])
+    assert (shown["drainDuration"], shown["tracing"]["lightstep"]["accessToken"]) == ("7s", "...")
+    assert "hidden" not in result.stdout + result.stderr
+    assert f"\n{hard}\nECDHE-ECDSA-AES128-GCM-SHA256:" in result.stdout, "written by the proxy"
+    assert sorted(os.listdir(tmp_path)) == ["etc", "proxy"]
 
 
 COMPLETIONS = {

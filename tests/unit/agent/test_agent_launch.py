@@ -199,3 +199,25 @@ def test_templates_refused(tmp_path: Path, content: str | None, message: str) ->
 def test_unreadable_template(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bootstrap template '.*' cannot be used: not a regular file"):
         plan({"configPath": str(tmp_path)}, ISTIO_BOOTSTRAP=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("policy", "environment"),
+    [
+        ("", {}),
+        ("fips-140-3", {}),  # TLS 1.3 is allowed there, and its ciphers are approved
+        (
+            "fips-140-2",
+            {
+                "GRPC_SSL_CIPHER_SUITES": "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:"
+                "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
+            },
+        ),
+    ],
+)
+def test_compliance_policy(policy: str, environment: dict[str, str]) -> None:
+    settings = load({}, **POD, COMPLIANCE_POLICY=policy)
+    assert child_command.environment(settings) == environment
+    command = launch.plan(settings, NOBODY).command
+    assert command is not None
+    assert command.environment == environment
