@@ -33,8 +33,16 @@ FLAGS: Mapping[str, str] = {
     "outlierLogPath": "outlier_log_path",
     "stsPort": "sts_port",
     "profiling": "profiling",
-    "log_as_json": "log_as_json",
     "dnsRefreshRate": "dns_refresh_rate_s",
+}
+# The same for logging. Flag -> field of LogOptions.
+LOG_FLAGS: Mapping[str, str] = {
+    "log_target": "targets",
+    "log_as_json": "as_json",
+    "log_output_level": "output_level",
+    "log_stacktrace_level": "stacktrace_level",
+    "log_caller": "caller",
+    "vklog": "klog_verbosity",
 }
 
 
@@ -99,7 +107,9 @@ def _load(
     if ca_headers or xds_headers:
         warnings.append(f"not honoured yet (xDS, certificates): headers {', '.join((*ca_headers, *xds_headers))}")
     excluded = [name.strip() for name in annotations.get(_EXCLUDE_INTERFACES, "").split(",")]
-    origins.update((f"--{flag}", "flag" if flag in options.given else DEFAULT) for flag in FLAGS)
+    origins.update(
+        (f"--{flag}", proxy_config.FLAG if flag in options.given else DEFAULT) for flag in (*FLAGS, *LOG_FLAGS)
+    )
     return AgentSettings(
         options=options,
         config=config,

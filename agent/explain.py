@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from agent.effective import FLAGS
-from agent.environment import DEFAULT, variables_of
+from agent.durations import format_seconds
+from agent.effective import FLAGS, LOG_FLAGS
+from agent.environment import DEFAULT, duration, variables_of
 from agent.settings import GROUPS, AgentSettings
 
 _MAX_VALUE = 400
@@ -16,6 +17,8 @@ _SECRET = "accessToken"
 def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
     """(name, value as JSON, source): flags, then ProxyConfig, then environment variables group by group."""
     yield "type", shown(settings.options.node_type), "argument"
+    for flag, field in LOG_FLAGS.items():
+        yield f"--{flag}", shown(getattr(settings.options.logging, field)), settings.origins[f"--{flag}"]
     for flag, field in FLAGS.items():
         yield f"--{flag}", shown(getattr(settings.options, field)), settings.origins[f"--{flag}"]
     yield "domain", shown(settings.domain), "flag" if settings.options.domain else "POD_NAMESPACE"
@@ -29,7 +32,10 @@ def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
     for group in GROUPS:
         values = getattr(settings, group.__name__.lower())
         for field, variable, _ in variables_of(group):
-            yield variable.name, shown(getattr(values, field)), settings.origins[variable.name]
+            value = getattr(values, field)
+            if variable.parse is duration and value is not None:
+                value = format_seconds(value)
+            yield variable.name, shown(value), settings.origins[variable.name]
     for prefix, headers in (("CA_HEADER_", settings.ca_headers), ("XDS_HEADER_", settings.xds_headers)):
         yield from ((f"{prefix}{name}", "...", "environment") for name in headers)  # a token as often as not
     for name, value in settings.node_variables.items():

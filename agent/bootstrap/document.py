@@ -74,7 +74,7 @@ def bootstrap(facts: Facts) -> dict[str, Json]:
     me = node.node(facts)
     document: dict[str, Json] = {
         "application_log_config": {
-            "log_format": {"json_format": _JSON_LOG} if settings.options.log_as_json else {"text_format": _TEXT_LOG}
+            "log_format": {"json_format": _JSON_LOG} if settings.options.logging.as_json else {"text_format": _TEXT_LOG}
         },
         "node": me,
         "layered_runtime": {
