@@ -96,7 +96,7 @@ def grpc_bootstrap_file(settings: AgentSettings) -> str:
     directory = os.path.dirname(path)
     config = settings.config
     made_anyway = not (settings.launch.disable_proxy or config.custom_config_file)
-    if made_anyway and os.path.normpath(directory) == os.path.normpath(config.config_path):
+    if made_anyway and os.path.abspath(directory) == os.path.abspath(config.config_path):
         return path
     return path if os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK) else ""
 

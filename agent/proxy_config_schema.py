@@ -19,7 +19,7 @@ _UINT32 = (0, 2**32 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|\$\(HOST_IP\)|[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 MAX_ENTRIES = 10_000  # of one list or mapping
-_MAX_VALUES = 100_000  # of one field in all: aliases can make a small YAML file huge
+MAX_VALUES = 100_000  # of one field in all: aliases can make a small YAML file huge
 _MAX_UNKNOWN = 16  # names that are kept to be reported
 
 
@@ -47,8 +47,8 @@ class Notes:
     def enter(self, value: Json, at: str) -> None:
         """A list or mapping is about to be read. Raises Invalid when there have been too many values."""
         self.values += len(value)
-        if self.values > _MAX_VALUES:
-            raise Invalid(at, value, f"expected at most {_MAX_VALUES} values in all")
+        if self.values > MAX_VALUES:
+            raise Invalid(at, value, f"expected at most {MAX_VALUES} values in all")
 
 
 @dataclass(frozen=True, slots=True)
