@@ -6,7 +6,7 @@ those of istio.mesh.v1alpha1.ProxyConfig (`proxy_config_schema`).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from agent.proxy_config_schema import (
     TRACERS,
     Invalid,
     Notes,
+    snake,
     to_address,
     to_integer,
 )
@@ -57,8 +58,8 @@ NOT_HONOURED: Mapping[str, str] = {
     "readinessProbe": "health of the workload",
 }
 
-# Merged field by field within; every other field is replaced as a whole.
-_MERGED_WITHIN = ("proxyMetadata", "proxyHeaders")
+# Merged entry by entry within, for which names are compared in this form; every other field is replaced as a whole.
+_MERGED_WITHIN: Mapping[str, Callable[[str], str]] = {"proxyMetadata": str, "proxyHeaders": snake}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,9 @@ def merge(layers: Sequence[Layer]) -> Merged:
         for name, value in source.fields.items():
             earlier = merged.get(name)
             if name in _MERGED_WITHIN and isinstance(earlier, dict) and isinstance(value, dict):
-                value = {**earlier, **value}
+                form = _MERGED_WITHIN[name]
+                given = {form(str(key)) for key in value}
+                value = {**{key: each for key, each in earlier.items() if form(str(key)) not in given}, **value}
             if name in ONEOF:
                 for other in ONEOF:
                     merged.pop(other, None)

@@ -1,7 +1,7 @@
 """Who the proxy says it is: node id, cluster, locality and metadata, which istiod decides by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent import cloud
@@ -37,6 +37,13 @@ _TEXTS = (
     "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT", *_TLS_FILES, "BASE", "IDLE_TIMEOUT", "HTTP10",
     "GENERATOR", "DNS_PROXY_ADDR", "AUTO_REGISTER_GROUP", "WORKLOAD_ENTRY", "UNPRIVILEGED_POD", "CLOUDRUN_ADDR",
     "NAME", "OWNER", "APP_CONTAINERS", "ISTIO_PROXY_SHA",
+)  # fmt: skip
+# More that is decoded so, though the agent says it itself.
+_OWN_BOOLEANS = ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "METADATA_DISCOVERY", "ENVOY_SKIP_DEPRECATED_LOGS")
+_OWN_TEXTS = ("INSTANCE_IPS", "STS_PORT", "OUTLIER_LOG_PATH", "WORKLOAD_IDENTITY_SOCKET_FILE", "POD_PORTS")
+_MAPS = ("LABELS", "STATIC_LABELS", "ANNOTATIONS", "PLATFORM_METADATA")
+_NUMBERS = (
+    "ENVOY_STATUS_PORT", "ENVOY_PROMETHEUS_PORT", "ENVOY_SECURE_METRICS_PORT", "ENVOY_SECURE_MERGED_METRICS_PORT"
 )  # fmt: skip
 
 
@@ -121,13 +128,34 @@ def _set(values: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in values.items() if value}
 
 
+def _is_boolean(value: Json) -> bool:
+    return isinstance(value, str) and value in BOOLEANS
+
+
+def _is_map(value: Json) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TYPES: Sequence[tuple[Sequence[str], Callable[[Json], bool], str]] = (
+    ((*_TEXTS, *_OWN_TEXTS), lambda value: isinstance(value, str), "a string"),
+    ((*_BOOLEANS, *_OWN_BOOLEANS), _is_boolean, "true or false"),
+    (_MAPS, _is_map, "an object of strings"),
+    (_NUMBERS, _is_number, "a number"),
+    (("PROXY_CONFIG",), lambda value: isinstance(value, dict), "an object"),
+    (("PILOT_SAN",), lambda value: isinstance(value, list), "a list"),
+)
+
+
 def _check_types(raw: Mapping[str, Json]) -> None:
-    for name in _TEXTS:
-        if not isinstance(raw.get(name, ""), str):
-            raise ConfigError(f"node metadata {name}: {str(raw[name])[:64]!r}: expected a string")
-    for name in _BOOLEANS:
-        if name in raw and (not isinstance(raw[name], str) or raw[name] not in BOOLEANS):
-            raise ConfigError(f"node metadata {name} ({_META}{name}): {str(raw[name])[:64]!r}: expected true or false")
+    for names, fits, expected in _TYPES:
+        for name in names:
+            if raw.get(name) is not None and not fits(raw[name]):
+                shown = str(raw[name])[:64]
+                raise ConfigError(f"node metadata {name} ({_META}{name}): {shown!r}: expected {expected}")
 
 
 def _pod_ports(text: Json) -> dict[str, Json]:

@@ -132,3 +132,39 @@ def test_yaml_that_is_no_mapping_at_all() -> None:
     assert parse("") is None
     with pytest.raises(ConfigError, match="expected a mapping of field names to values"):
         load("just text")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("LABELS", '"x"', "an object of strings"),
+        ("LABELS", '{"a": 1}', "an object of strings"),
+        ("ANNOTATIONS", "[]", "an object of strings"),
+        ("PLATFORM_METADATA", '"x"', "an object of strings"),
+        ("PROXY_CONFIG", '"x"', "an object"),
+        ("PILOT_SAN", '"x"', "a list"),
+        ("ENVOY_STATUS_PORT", '"15021"', "a number"),
+        ("ENVOY_STATUS_PORT", "true", "a number"),
+        ("METADATA_DISCOVERY", '"maybe"', "true or false"),
+        ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true", "true or false"),
+        ("INSTANCE_IPS", "5", "a string"),
+        ("STS_PORT", "5", "a string"),
+    ],
+)
+def test_metadata_of_another_type_than_istiods(name: str, value: str, expected: str) -> None:
+    """Also where the agent has a value of its own: the real program decodes all of it first, and ends there."""
+    with pytest.raises(ConfigError, match=rf"^node metadata {name} \(ISTIO_META_{name}\): .*: expected {expected}$"):
+        bootstrap({}, **POD, ISTIO_METAJSON_X=f'{{"{name}": {value}}}')
+    bootstrap({}, **POD, ISTIO_METAJSON_X=f'{{"{name}": null}}')
+
+
+def test_headers_under_both_of_their_names() -> None:
+    """One source wrote requestId, a later one request_id: the same field, not one that is given twice."""
+    given = {"proxyHeaders": {"requestId": {"disabled": True}, "server": {}}}
+    annotation = {proxy_config.CONFIG_ANNOTATION: "proxyHeaders: {request_id: {}}"}
+    assert load(given, annotations=annotation).config.document["proxyHeaders"] == {"requestId": {}, "server": {}}
+    with pytest.raises(ConfigError, match="requestId: .*: the field is given twice"):
+        load({"proxyHeaders": {"requestId": {}, "request_id": {}}})
+    metadata = {proxy_config.CONFIG_ANNOTATION: "proxyMetadata: {a_b: '2'}"}
+    names = load({"proxyMetadata": {"aB": "1"}}, annotations=metadata).config.proxy_metadata
+    assert names == {"aB": "1", "a_b": "2"}, "these are names of variables"
