@@ -75,7 +75,7 @@ def _json_object(name: str, value: str, warnings: list[str]) -> dict[str, Json]:
     if not isinstance(document, dict):
         warnings.append(f"environment variable {name} is ignored: expected a JSON object")
         return {}
-    return document
+    return {key: each for key, each in document.items() if each is not None}
 
 
 def metadata(facts: Facts) -> dict[str, Json]:
