@@ -198,6 +198,8 @@ def _lookup(host: str, port: int) -> str:
             found.extend(str(answer[4][0]) for answer in sorted(answers, key=lambda each: each[0] != socket.AF_INET))
         except OSError as error:
             failure.append(error)
+        except UnicodeError as error:  # a label of more than 63 characters
+            failure.append(OSError(str(error)))
 
     # The resolver has no time limit of its own; a daemon thread does not hold the process.
     thread = threading.Thread(target=ask, name="statsd-lookup", daemon=True)

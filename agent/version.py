@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import platform
 import sys
 
 from agent.flags import Parsed
@@ -20,7 +19,7 @@ def build_info() -> dict[str, str]:
     return {
         "version": version,
         "revision": _UNKNOWN,
-        "golang_version": f"python{platform.python_version()}",
+        "golang_version": f"python{sys.version.split(maxsplit=1)[0]}",
         "status": _UNKNOWN,
         "tag": version,
     }

@@ -168,3 +168,13 @@ def test_headers_under_both_of_their_names() -> None:
     metadata = {proxy_config.CONFIG_ANNOTATION: "proxyMetadata: {a_b: '2'}"}
     names = load({"proxyMetadata": {"aB": "1"}}, annotations=metadata).config.proxy_metadata
     assert names == {"aB": "1", "a_b": "2"}, "these are names of variables"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_host_name_that_no_resolver_takes() -> None:
+    settings = load({"statsdUdpAddress": f"{'a' * 70}:8125"})
+    assert settings.config.statsd_udp_address == ""
+    assert "statsdUdpAddress" not in settings.config.document
+    (warning,) = settings.warnings
+    assert warning.startswith(f"PROXY_CONFIG: statsdUdpAddress '{'a' * 70}' is left out: ")
+    assert "no answer" not in warning
