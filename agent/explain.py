@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from agent import terminal
 from agent.durations import format_seconds
 from agent.effective import FLAGS, LOG_FLAGS
 from agent.environment import DEFAULT, duration, variables_of
@@ -68,5 +69,5 @@ def _without_secrets(value: Any) -> Any:
 
 
 def print_settings(settings: AgentSettings) -> int:
-    print(render(settings))
+    terminal.print_line(render(settings))
     return 0

@@ -3,11 +3,10 @@
 import os
 import resource
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent import addresses, effective, explain, launch, log, version
+from agent import addresses, effective, explain, launch, log, terminal, version
 from agent.drain import DrainSettings
 from agent.flags import HELP, Parsed
 from agent.lifecycle.crash import ProxyCrashed
@@ -26,7 +25,6 @@ _MAX_SHOWN = 64 * 1024
 
 def run(parsed: Parsed) -> int:
     started_at = time.monotonic()
-    _open_standard_streams()
     options = proxy_options(parsed)
     settings = effective.load(options, os.environ)
     if options.explain_config:
@@ -53,7 +51,7 @@ def run(parsed: Parsed) -> int:
     try:
         asyncio.run(supervise())
     except ProxyCrashed as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        terminal.print_error(str(error))
         if not log.writes_to_stderr():
             _log.error(str(error))
         return settings.drain.crash_exit_code
@@ -62,15 +60,6 @@ def run(parsed: Parsed) -> int:
 
 def _log_warnings() -> list[str]:
     return [f"logging flags: there is no scope {name!r}" for name in log.unknown_scopes()]
-
-
-def _open_standard_streams() -> None:
-    """Whoever started us without them: the next descriptors that are opened would be taken for standard ones."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
 
 
 def plan_of(settings: AgentSettings, launched: launch.Launched, started_at: float) -> Plan:

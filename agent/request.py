@@ -5,11 +5,11 @@ istioctl runs it in the container and parses what it prints, so a body goes out 
 
 import contextlib
 import socket
-import sys
 import time
 
 import h11
 
+from agent import terminal
 from agent.errors import AgentError
 from agent.flags import Parsed
 from agent.options import RequestOptions, request_options
@@ -100,7 +100,7 @@ class Call:
                 if self._failed(status):
                     error_body += bytes(event.data)[: _MAX_ERROR - len(error_body)]
                 else:
-                    sys.stdout.buffer.write(event.data)
+                    terminal.write(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 break
             elif not isinstance(event, h11.InformationalResponse):
@@ -108,8 +108,7 @@ class Call:
         if self._failed(status):
             said = error_body.decode(errors="replace").strip()
             raise AgentError(f"{self}: status {status}: {said}")
-        sys.stdout.buffer.write(b"\n")
-        sys.stdout.buffer.flush()
+        terminal.write(b"\n")
 
     @staticmethod
     def _failed(status: int) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+from agent import terminal
 from agent.flags import Parsed
 from agent.options import VersionOptions, version_options
 
@@ -57,5 +58,5 @@ def render(options: VersionOptions, info: dict[str, str]) -> str:
 
 
 def run(parsed: Parsed) -> int:
-    print(render(version_options(parsed), build_info()))
+    terminal.print_line(render(version_options(parsed), build_info()))
     return 0

@@ -124,7 +124,38 @@ def test_closed_stdout_is_no_traceback() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
-    assert "Traceback" not in result.stderr
+    assert (result.returncode, result.stderr) == (255, "")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["help"], ["proxy", "--explain-config"], ["completion", "fish"]])
+def test_output_that_cannot_be_written(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "agent", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert result.returncode == 255
+    assert result.stderr == "Error: cannot write to standard output: No space left on device\n"
+
+
+def test_without_standard_descriptors() -> None:
+    """They are opened first: else the next socket would be the standard output of `request`."""
+    code = (
+        "import os, sys\nfrom agent.cli import main\nos.closerange(0, 3)\nstatus = main(['version'])\n"
+        "targets = {os.readlink(f'/proc/self/fd/{n}') for n in range(3)}\n"
+        "sys.exit(0 if (status, targets) == (0, {'/dev/null'}) and os.get_inheritable(1) else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, timeout=60).returncode == 0
+
+
+def test_output_is_utf_8_whatever_the_locale_says() -> None:
+    config = json.dumps({"meshId": "\u00fc"})
+    command = [sys.executable, "-m", "agent", "proxy", "--explain-config", "--domain", b"\xff"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROXY_CONFIG": config, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert 'ProxyConfig meshId\t"\u00fc"\tPROXY_CONFIG\n'.encode() in result.stdout
+    assert b'--domain\t"\\udcff"\tflag\n' in result.stdout
 
 
 @pytest.mark.parametrize(
