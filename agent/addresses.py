@@ -87,6 +87,15 @@ def node_addresses(instance_ip: str, interfaces: Sequence[str]) -> tuple[str, ..
     return tuple(found) or ("127.0.0.1", "::1")
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address as `node_addresses` takes it."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def ip_version(addresses: Sequence[str]) -> str:
     """`v6` when every address is IPv6, else `v4`: the proxy's --local-address-ip-version."""
     return "v6" if all(":" in address for address in addresses) else "v4"

@@ -106,6 +106,8 @@ def _load(
     ca_headers, xds_headers = _prefixed(variables, "CA_HEADER_"), _prefixed(variables, "XDS_HEADER_")
     if ca_headers or xds_headers:
         warnings.append(f"not honoured yet (xDS, certificates): headers {', '.join((*ca_headers, *xds_headers))}")
+    if identity.instance_ip and not addresses.is_address(identity.instance_ip):
+        warnings.append(f"INSTANCE_IP: {identity.instance_ip[:64]!r} is ignored: expected an IP address")
     excluded = [name.strip() for name in annotations.get(_EXCLUDE_INTERFACES, "").split(",")]
     origins.update(
         (f"--{flag}", proxy_config.FLAG if flag in options.given else DEFAULT) for flag in (*FLAGS, *LOG_FLAGS)

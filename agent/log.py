@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from agent.errors import UsageError
+from agent.errors import UsageError, reason
 from agent.options import LogOptions
 
 LEVELS: Mapping[str, int] = {"none": 0, "fatal": 1, "error": 2, "warn": 3, "info": 4, "debug": 5}
@@ -156,7 +156,7 @@ def _open(target: str) -> int:
     try:
         return os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--log_target: cannot write {target[:256]!r}: {error}") from None
+        raise UsageError(f"--log_target: cannot write {target[:256]!r}: {reason(error)}") from None
 
 
 def writes_to_stderr() -> bool:

@@ -47,7 +47,10 @@ def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]"
         (["wait", "--url", "http://"], "expected http://host[:port]/path"),
         (["wait", "--url", "http://h:99999/"], "--url: 'http://h:99999/': Port out of range"),
         (["wait", "--log_output_level", "loud"], "--log_output_level: unknown level 'loud'"),
-        (["wait", "--log_target", "/nonexistent/log"], "--log_target: cannot write '/nonexistent/log'"),
+        (
+            ["wait", "--log_target", "/nonexistent/log"],
+            "--log_target: cannot write '/nonexistent/log': No such file or directory",
+        ),
         (["help", "nonsense"], 'unknown help topic "nonsense"'),
     ],
 )

@@ -130,6 +130,12 @@ def test_order_of_addresses() -> None:
     assert load({}, INSTANCE_IP="10.0.0.1", interfaces=["10.0.0.2", "10.0.0.1"]).addresses == ("10.0.0.1", "10.0.0.2")
 
 
+def test_an_instance_ip_that_is_none() -> None:
+    settings = load({}, INSTANCE_IP="10.0.0.300")
+    assert settings.addresses == ("10.0.0.9",)
+    assert settings.warnings == ("INSTANCE_IP: '10.0.0.300' is ignored: expected an IP address",)
+
+
 def test_an_interface_that_has_no_address_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """For two minutes; whatever there is then counts."""
     now, later = [0.0], [("lo1", ip_address("10.0.0.1")), ("net1", ip_address("10.0.0.2"))]
