@@ -176,7 +176,9 @@ def test_the_template_of_the_real_image_stands_for_the_built_in_one(tmp_path: Pa
     ("content", "message"),
     [
         (None, "ISTIO_BOOTSTRAP: bootstrap template '.*' does not exist"),
-        (GO_TEMPLATE, "is a Go template, which is not supported: write it as JSON with"),
+        (GO_TEMPLATE, r"is a Go template \('\{\{ .nodeID .*'\), which is not supported: write it as JSON with"),
+        ('{"node": {"id": "{{ .nodeID }}"}}', "is a Go template"),  # and JSON
+        ('{"node": {{- toJSON .x }} }', "is a Go template"),
         ("node: {}", "is not JSON"),
         ("[1]", "expected a JSON object"),
         ('{"a": "${config.noSuchField}"}', r"\$\{config.noSuchField\}: there is no 'noSuchField'"),
@@ -194,6 +196,12 @@ def test_templates_refused(tmp_path: Path, content: str | None, message: str) ->
     with pytest.raises(ConfigError, match=message) as error:
         plan({"configPath": str(tmp_path)}, ISTIO_BOOTSTRAP=str(file))
     assert str(file) in str(error.value)
+
+
+def test_braces_of_lua_are_no_go_template(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text('{"a": "local x = {{1, 2}, {y}}"}')
+    plan({"configPath": str(tmp_path)}, ISTIO_BOOTSTRAP=str(file))
 
 
 def test_unreadable_template(tmp_path: Path) -> None:
