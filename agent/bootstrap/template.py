@@ -54,10 +54,10 @@ def apply(path: str, values: Mapping[str, Json]) -> dict[str, Json]:
 def _refuse_go(path: str, text: str) -> None:
     found = _GO.search(text)
     if found:
+        shown = text[found.start() : found.start() + 32]
         raise ConfigError(
-            f"bootstrap template {path!r} is a Go template ({text[found.start() : found.start() + 32]!r}), which is not "
-            "supported: write it as JSON with ${path} references, or set ProxyConfig customConfigFile to a finished "
-            "configuration"
+            f"bootstrap template {path!r} is a Go template ({shown!r}), which is not supported: write it as JSON with "
+            "${path} references, or set ProxyConfig customConfigFile to a finished configuration"
         ) from None
 
 
