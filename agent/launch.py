@@ -113,7 +113,12 @@ def made_bootstrap(facts: Facts) -> dict[str, Any]:
     except FileNotFoundError:
         if path in template.STANDARD:
             return built_in
-        name = "ISTIO_BOOTSTRAP" if settings.launch.bootstrap_template else "ProxyConfig proxyBootstrapTemplatePath"
+        source = settings.config.sources.get("proxyBootstrapTemplatePath", "")
+        name = (
+            "ISTIO_BOOTSTRAP"
+            if settings.launch.bootstrap_template
+            else f"ProxyConfig proxyBootstrapTemplatePath ({source})"
+        )
         raise ConfigError(f"{name}: bootstrap template {path!r} does not exist") from None
 
 

@@ -198,6 +198,15 @@ def test_templates_refused(tmp_path: Path, content: str | None, message: str) ->
     assert str(file) in str(error.value)
 
 
+def test_the_flag_of_a_template_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    for source, arguments, given in (
+        ("flag --templateFile", ("--templateFile=/nonexistent/t.json",), {}),
+        ("PROXY_CONFIG", (), {"proxyBootstrapTemplatePath": "/nonexistent/t.json"}),
+    ):
+        with pytest.raises(ConfigError, match=rf"proxyBootstrapTemplatePath \({source}\): .*does not exist"):
+            plan({"configPath": str(tmp_path), **given}, *arguments)
+
+
 def test_braces_of_lua_are_no_go_template(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     file.write_text('{"a": "local x = {{1, 2}, {y}}"}')
