@@ -33,6 +33,13 @@ def program(binary_path: str) -> tuple[str, ...]:
     The default of binaryPath means: Envoy in its place where the image has it, else our own proxy. Raises ConfigError
     when there is nothing to start.
     """
+    if "/" not in binary_path:
+        import shutil
+
+        found = shutil.which(binary_path)  # as the real program does
+        if found is None:
+            raise ConfigError(f"ProxyConfig binaryPath: there is no program {binary_path!r} in PATH")
+        return (found,)
     if binary_path != DEFAULT_BINARY or os.path.exists(binary_path):
         if not os.path.isfile(binary_path):
             raise ConfigError(f"ProxyConfig binaryPath: {binary_path!r} is not a file")

@@ -347,6 +347,15 @@ def test_log_levels_refused(flags: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_program_without_a_path_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "envoy").write_text("")
+    with pytest.raises(ConfigError, match="binaryPath: there is no program 'envoy' in PATH"):
+        child_command.program("envoy")
+    (tmp_path / "envoy").chmod(0o755)
+    assert child_command.program("envoy") == (str(tmp_path / "envoy"),)
+
+
 def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "envoy"
     with pytest.raises(ConfigError, match="is not a file"):
