@@ -87,6 +87,7 @@ def test_where_the_default_is_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert plan({"customConfigFile": str(custom)}).grpc_bootstrap == ""
     assert plan({"configPath": str(tmp_path / "own")}).grpc_bootstrap == ""
     assert plan({}, DISABLE_ENVOY="true").grpc_bootstrap == ""
+    assert plan({"configPath": str(tmp_path / "etc/istio/proxy")}).grpc_bootstrap == default, "the same directory"
     launched = plan({})
     assert launched.grpc_bootstrap == default
     launched.write()
