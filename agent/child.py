@@ -98,6 +98,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stderr=relay.write_end,
                 process_group=0,
+                env={**os.environ, **command.environment},
                 user=run_as,
                 group=run_as,
                 extra_groups=None if run_as is None else [],

@@ -41,6 +41,7 @@ class Plan:
     # What must exist when the proxy starts and is removed when it has ended: the bootstrap that was made for it.
     write_bootstrap: Callable[[], None] = field(default=lambda: None)
     made_files: tuple[str, ...] = ()
+    grpc_bootstrap: str = ""  # a file that `write_bootstrap` makes too, and that readiness looks at; it stays
     workload_probe: "WorkloadProbe | None" = None  # ProxyConfig readinessProbe: the health of a workload on a VM
     instance_ip: str = ""  # where it is asked
 
@@ -57,7 +58,13 @@ class Supervisor:
         self._plan = plan
         self._admin = Admin(plan.admin_hosts, plan.admin_port)
         self._drain = Drain(self._admin, plan.drain)
-        self._readiness = Readiness(self._admin, plan.awaits, plan.started_at, proxyless=plan.command is None)
+        self._readiness = Readiness(
+            self._admin,
+            plan.awaits,
+            plan.started_at,
+            grpc_bootstrap=plan.grpc_bootstrap,
+            proxyless=plan.command is None,
+        )
         self._status = StatusServer(
             plan.status,
             self._readiness,
@@ -83,6 +90,7 @@ class Supervisor:
             self._watch_workload()
             if not self._end.is_set():
                 if self._plan.command is None:
+                    self._plan.write_bootstrap()
                     _log.info("DISABLE_ENVOY is set: no proxy is started")
                     await self._end.wait()
                 else:
