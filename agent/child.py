@@ -100,7 +100,7 @@ class Child:
                     words,
                     stdin=subprocess.DEVNULL,
                     stderr=relay.write_end,
-                    env=None if not command.environment else {**os.environ, **command.environment},
+                    env={**os.environ, **command.environment},
                     process_group=0,
                     user=run_as,
                     group=run_as,

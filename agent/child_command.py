@@ -12,12 +12,15 @@ from agent.options import PROXY_LOG_LEVELS, ProxyOptions
 from agent.proxy_config import DEFAULT_BINARY
 from agent.settings import AgentSettings
 
+_FIPS_CIPHERS = ":".join(
+    f"ECDHE-{key}-{cipher}" for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384") for key in ("ECDSA", "RSA")
+)
 OWN_PROXY = "proxy"  # the Python package that stands in where the default binaryPath does not exist
 
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """`program` may be several words (`python -m proxy`); `environment` is added to ours."""
+    """`program` may be several words (`python -m proxy`). `environment` comes on top of the agent's own."""
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -30,6 +33,13 @@ def program(binary_path: str) -> tuple[str, ...]:
     The default of binaryPath means: Envoy in its place where the image has it, else our own proxy. Raises ConfigError
     when there is nothing to start.
     """
+    if "/" not in binary_path:
+        import shutil
+
+        found = shutil.which(binary_path)  # as the real program does
+        if found is None:
+            raise ConfigError(f"ProxyConfig binaryPath: there is no program {binary_path!r} in PATH")
+        return (found,)
     if binary_path != DEFAULT_BINARY or os.path.exists(binary_path):
         if not os.path.isfile(binary_path):
             raise ConfigError(f"ProxyConfig binaryPath: {binary_path!r} is not a file")
@@ -72,6 +82,11 @@ def arguments(settings: AgentSettings, file: str, override: str = "") -> tuple[s
         # An explicit 0 means one worker a CPU, which is the proxy's own default.
         words += ["--concurrency", str(config.concurrency)]
     return tuple(words)
+
+
+def environment(settings: AgentSettings) -> dict[str, str]:
+    """Variables of the proxy's own: for FIPS 140-2 the TLS 1.2 ciphers that are left to Envoy's google_grpc client."""
+    return {"GRPC_SSL_CIPHER_SUITES": _FIPS_CIPHERS} if settings.launch.compliance_policy == "fips-140-2" else {}
 
 
 def _log_levels(options: ProxyOptions) -> tuple[str, str]:

@@ -5,14 +5,13 @@ container, so it must not pay for the event loop and YAML that `proxy` needs.
 """
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from agent import log
+from agent import log, terminal
 from agent.errors import FAILURE, AgentError, UsageError
 from agent.flags import Flag, Parsed, describe, parse
 from agent.options import (
@@ -77,20 +76,20 @@ HELP_COMMAND = ("help", "help about a command")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 255 for any error as the real program does."""
+    terminal.open_standard_descriptors()
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except AgentError as error:
         for warning in getattr(error, "warnings", ()):
             log.scope().warn(warning)
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        terminal.print_error(str(error))
         if not log.writes_to_stderr():
             log.scope().error(str(error))
         return FAILURE
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not try to flush it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.discard_output()
         return FAILURE
 
 
@@ -153,15 +152,19 @@ def _help(names: list[str]) -> int:
         rows.update((name, summary) for name, (_, summary) in PASSED_ON.items())
         rows.update((HELP_COMMAND,))
         commands = "\n".join(f"  {name:<22}{text}" for name, text in rows.items())
-        print(f"Supervisor of the sidecar proxy\n\nUsage:\n  {PROGRAM} [command]\n\nCommands:\n{commands}\n")
-        print(f'Flags:\n{describe(GLOBAL_FLAGS)}\n\n"{PROGRAM} help [command]" shows the flags of a command.')
+        terminal.print_line(
+            f"Supervisor of the sidecar proxy\n\nUsage:\n  {PROGRAM} [command]\n\nCommands:\n{commands}\n\n"
+            f'Flags:\n{describe(GLOBAL_FLAGS)}\n\n"{PROGRAM} help [command]" shows the flags of a command.'
+        )
         return 0
     if names[0] in PASSED_ON:
         return _run_init(names[0], ["--help"])
     if names[0] not in COMMANDS:
         raise UsageError(f'unknown help topic "{names[0][:64]}": expected one of {", ".join((*COMMANDS, *PASSED_ON))}')
     command = COMMANDS[names[0]]
-    print(f"{command.summary}\n\nUsage:\n  {PROGRAM} {names[0]} {command.usage}\n\nFlags:\n{describe(command.flags)}")
+    terminal.print_line(
+        f"{command.summary}\n\nUsage:\n  {PROGRAM} {names[0]} {command.usage}\n\nFlags:\n{describe(command.flags)}"
+    )
     return 0
 
 

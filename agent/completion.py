@@ -5,6 +5,7 @@ They name commands, flags and the values of flags that have few. Nothing of the 
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from agent import terminal
 from agent.cli import COMMANDS, HELP_COMMAND, PASSED_ON, PROGRAM
 from agent.errors import UsageError
 from agent.flags import Flag, Parsed
@@ -35,7 +36,7 @@ def run(parsed: Parsed) -> int:
         given = " ".join(parsed.positionals)[:64]
         raise UsageError(f"completion: {given!r}: expected one of {', '.join(SHELLS)}")
     make = {"bash": bash, "zsh": zsh, "fish": fish}[parsed.positionals[0]]
-    print(make(descriptions=not parsed.switch("no-descriptions")), end="")
+    terminal.print_line(make(descriptions=not parsed.switch("no-descriptions")).rstrip("\n"))
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the agent must know of the proxy's configuration file. The file itself goes to the proxy untouched."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ def inspect(path: str, override: Mapping[str, Any] | None, warnings: list[str]) 
     A file that is neither YAML nor JSON is left to the proxy to judge, with a warning: readiness then waits for both.
     Raises ConfigError when it cannot be read at all.
     """
+    if os.path.isdir(path):
+        raise ConfigError(f"ProxyConfig customConfigFile: {path!r} is a directory")
     try:
         documents = [parse_mapping(read_text(path))]
     except OSError as error:

@@ -5,6 +5,7 @@ The difference from a plain YAML loader: duplicate keys are refused, and dates s
 
 import json
 import os
+import re
 import stat
 from collections.abc import Hashable
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ MAX_BYTES = 16 * 1024 * 1024  # no configuration of one sidecar comes near; keep
 
 _SHORT = 80
 MAX_DEPTH = 100  # protobuf's own limit
+
+# The group: a lone surrogate as JSON escapes it, which no reader of UTF-8 takes. What comes before is no such thing.
+_SURROGATE = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\ud[89a-f][0-9a-f]{2})")
 
 
 class DocumentError(ValueError):
@@ -24,8 +28,11 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
 
     Raises OSError as `open` does, DocumentError when it is no regular file, too large or not UTF-8.
     """
-    # Non-blocking, so that a FIFO in place of a file is an error and not a hang.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # Non-blocking, so that a FIFO in place of a file is an error and not a hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError:
+        raise DocumentError("no file can have such a name") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DocumentError("not a regular file")
@@ -50,6 +57,10 @@ def parse(text: str) -> Any:
                 return json.loads(text, object_pairs_hook=_unique, parse_constant=no_constant)
             except json.JSONDecodeError:
                 pass  # perhaps YAML in flow style
+            except DocumentError:
+                raise
+            except ValueError:
+                raise DocumentError("a number with too many digits") from None
         return _parse_yaml(text)
     except RecursionError:
         raise DocumentError("nested too deeply") from None
@@ -76,11 +87,16 @@ def describe(value: Any) -> str:
 
 
 def to_json(document: Any, limit: int) -> str:
-    """Compact JSON. Raises DocumentError beyond `limit` characters (aliases can make a small YAML file huge)."""
+    """Compact JSON in ASCII; what is no character (a stray byte of an environment variable) becomes U+FFFD.
+
+    Raises DocumentError beyond `limit` characters (aliases can make a small YAML file huge).
+    """
     parts: list[str] = []
     size = 0
     try:
         for part in json.JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode(document):
+            if "\\ud" in part:
+                part = _SURROGATE.sub(lambda match: "\\ufffd" if match[1] else match[0], part)
             size += len(part)
             if size > limit:
                 raise DocumentError(f"larger than {limit} characters as JSON")
@@ -117,8 +133,17 @@ def _parse_yaml(text: str) -> Any:
         mark = error.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise DocumentError(f"{error.problem or error.context or 'malformed YAML'}{where}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except DocumentError:
+        raise
+    except yaml.YAMLError as error:
         raise DocumentError(f"malformed YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeEncodeError:
+        raise DocumentError("not UTF-8 text") from None
+    except (ValueError, TypeError, AttributeError, LookupError):
+        # PyYAML's constructors trust a tag that stands there in so many words (`!!bool x`), and a number's digits.
+        raise DocumentError(
+            "malformed YAML: a value that does not fit its tag, or a number with too many digits"
+        ) from None
 
 
 _loader: Any = None

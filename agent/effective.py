@@ -33,8 +33,16 @@ FLAGS: Mapping[str, str] = {
     "outlierLogPath": "outlier_log_path",
     "stsPort": "sts_port",
     "profiling": "profiling",
-    "log_as_json": "log_as_json",
     "dnsRefreshRate": "dns_refresh_rate_s",
+}
+# The same for logging. Flag -> field of LogOptions.
+LOG_FLAGS: Mapping[str, str] = {
+    "log_target": "targets",
+    "log_as_json": "as_json",
+    "log_output_level": "output_level",
+    "log_stacktrace_level": "stacktrace_level",
+    "log_caller": "caller",
+    "vklog": "klog_verbosity",
 }
 
 
@@ -98,8 +106,12 @@ def _load(
     ca_headers, xds_headers = _prefixed(variables, "CA_HEADER_"), _prefixed(variables, "XDS_HEADER_")
     if ca_headers or xds_headers:
         warnings.append(f"not honoured yet (xDS, certificates): headers {', '.join((*ca_headers, *xds_headers))}")
+    if identity.instance_ip and not addresses.is_address(identity.instance_ip):
+        warnings.append(f"INSTANCE_IP: {identity.instance_ip[:64]!r} is ignored: expected an IP address")
     excluded = [name.strip() for name in annotations.get(_EXCLUDE_INTERFACES, "").split(",")]
-    origins.update((f"--{flag}", "flag" if flag in options.given else DEFAULT) for flag in FLAGS)
+    origins.update(
+        (f"--{flag}", proxy_config.FLAG if flag in options.given else DEFAULT) for flag in (*FLAGS, *LOG_FLAGS)
+    )
     return AgentSettings(
         options=options,
         config=config,
@@ -146,7 +158,7 @@ def _layers(
         proxy_config.mesh_layer(options.mesh_config, warnings),
         proxy_config.parse_layer("PROXY_CONFIG", proxy_config_text, warnings),
         proxy_config.parse_layer(f"annotation {proxy_config.CONFIG_ANNOTATION}", annotated, warnings),
-        proxy_config.layer("flag", options.config_flags, warnings),
+        proxy_config.layer(proxy_config.FLAG, options.config_flags, warnings),
     )
     return [each for each in layers if each is not None]
 
@@ -188,6 +200,8 @@ def _lookup(host: str, port: int) -> str:
             found.extend(str(answer[4][0]) for answer in sorted(answers, key=lambda each: each[0] != socket.AF_INET))
         except OSError as error:
             failure.append(error)
+        except UnicodeError as error:  # a label of more than 63 characters
+            failure.append(OSError(str(error)))
 
     # The resolver has no time limit of its own; a daemon thread does not hold the process.
     thread = threading.Thread(target=ask, name="statsd-lookup", daemon=True)

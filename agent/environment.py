@@ -116,8 +116,9 @@ def duration(value: str) -> float:
     return seconds
 
 
-def choice(*names: str) -> Callable[[str], str]:
+def choice(*names: str, any_case: bool = False) -> Callable[[str], str]:
     def parse(value: str) -> str:
+        value = value.lower() if any_case else value
         if value not in names:
             raise ValueError(f"expected {', '.join(name for name in names if name)}")
         return value

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from agent.effective import FLAGS
-from agent.environment import DEFAULT, variables_of
+from agent import terminal
+from agent.durations import format_seconds
+from agent.effective import FLAGS, LOG_FLAGS
+from agent.environment import DEFAULT, duration, variables_of
 from agent.settings import GROUPS, AgentSettings
 
 _MAX_VALUE = 400
@@ -15,13 +17,15 @@ _SECRET = "accessToken"
 
 def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
     """(name, value as JSON, source): flags, then ProxyConfig, then environment variables group by group."""
-    yield "type", _shown(settings.options.node_type), "argument"
+    yield "type", shown(settings.options.node_type), "argument"
+    for flag, field in LOG_FLAGS.items():
+        yield f"--{flag}", shown(getattr(settings.options.logging, field)), settings.origins[f"--{flag}"]
     for flag, field in FLAGS.items():
-        yield f"--{flag}", _shown(getattr(settings.options, field)), settings.origins[f"--{flag}"]
-    yield "domain", _shown(settings.domain), "flag" if settings.options.domain else "POD_NAMESPACE"
-    yield "addresses", _shown(settings.addresses), "INSTANCE_IP and interfaces"
+        yield f"--{flag}", shown(getattr(settings.options, field)), settings.origins[f"--{flag}"]
+    yield "domain", shown(settings.domain), "flag" if settings.options.domain else "POD_NAMESPACE"
+    yield "addresses", shown(settings.addresses), "INSTANCE_IP and interfaces"
     for name, value in sorted(settings.config.document.items()):
-        yield f"ProxyConfig {name}", _shown(value), settings.config.sources.get(name, DEFAULT)
+        yield f"ProxyConfig {name}", shown(value), settings.config.sources.get(name, DEFAULT)
     if "concurrency" not in settings.config.document:
         yield "ProxyConfig concurrency", "unset", DEFAULT
     if settings.config.status_port == 0:
@@ -29,12 +33,15 @@ def rows(settings: AgentSettings) -> Iterator[tuple[str, str, str]]:
     for group in GROUPS:
         values = getattr(settings, group.__name__.lower())
         for field, variable, _ in variables_of(group):
-            yield variable.name, _shown(getattr(values, field)), settings.origins[variable.name]
+            value = getattr(values, field)
+            if variable.parse is duration and value is not None:
+                value = format_seconds(value)
+            yield variable.name, shown(value), settings.origins[variable.name]
     for prefix, headers in (("CA_HEADER_", settings.ca_headers), ("XDS_HEADER_", settings.xds_headers)):
         yield from ((f"{prefix}{name}", "...", "environment") for name in headers)  # a token as often as not
     for name, value in settings.node_variables.items():
         if name not in settings.origins:
-            yield name, _shown(value), "environment (node metadata)"
+            yield name, shown(value), "environment (node metadata)"
 
 
 def render(settings: AgentSettings) -> str:
@@ -44,12 +51,13 @@ def render(settings: AgentSettings) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, most: int = _MAX_VALUE) -> str:
+    """A value as JSON of at most so many characters, without secrets."""
     if value is None:
         return "unset"
     text = json.dumps(_without_secrets(value), ensure_ascii=False)
     text = text.replace("\t", " ").encode(errors="backslashreplace").decode()
-    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _without_secrets(value: Any) -> Any:
@@ -61,5 +69,5 @@ def _without_secrets(value: Any) -> Any:
 
 
 def print_settings(settings: AgentSettings) -> int:
-    print(render(settings))
+    terminal.print_line(render(settings))
     return 0

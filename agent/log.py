@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from agent.errors import UsageError
+from agent.errors import UsageError, reason
 from agent.options import LogOptions
 
 LEVELS: Mapping[str, int] = {"none": 0, "fatal": 1, "error": 2, "warn": 3, "info": 4, "debug": 5}
@@ -24,6 +24,7 @@ SCOPES = (
 )  # fmt: skip
 
 _STDOUT, _STDERR = 1, 2
+_MAX_UNKNOWN = 16
 # One line, whatever a peer managed to get into a message.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: " ", 10: "\\n", 13: "\\r"}
 
@@ -31,11 +32,12 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: " ", 10:
 class _Sink:
     """Where lines go and in which form; one for the process."""
 
-    __slots__ = ("as_json", "descriptors")
+    __slots__ = ("as_json", "descriptors", "unknown_scopes")
 
     def __init__(self) -> None:
         self.descriptors: tuple[int, ...] = (_STDOUT,)
         self.as_json = False
+        self.unknown_scopes: tuple[str, ...] = ()
 
 
 _sink = _Sink()
@@ -107,16 +109,15 @@ def scope(name: str = "default") -> Scope:
 def configure(options: LogOptions) -> None:
     """Apply the logging flags.
 
-    Raises UsageError naming the flag for an unknown scope or level, or a target that cannot be written.
+    A scope that does not exist is no error: meshes have one setting of levels for istiod and for the pods, and istiod
+    has other scopes. `unknown_scopes` names them. Raises UsageError naming the flag for an unknown level, or a target
+    that cannot be written.
     """
     levels = _levels("--log_output_level", options.output_level)
     if not levels.keys() & {"grpc", "all"}:
         levels["grpc"] = _NONE  # part of the default, default:info,grpc:none
     stacks = _levels("--log_stacktrace_level", options.stacktrace_level)
     callers = {name.strip() for name in options.caller.split(",") if name.strip()}
-    unknown = callers - {*SCOPES, "all"}
-    if unknown:
-        raise UsageError(f"--log_caller: unknown scope {min(unknown)!r}: expected {', '.join(SCOPES)} or all")
     for name, at in _scopes.items():
         at.level = levels.get("all", levels.get(name, _INFO))
         at.stack_level = stacks.get("all", stacks.get(name, _NONE))
@@ -125,6 +126,13 @@ def configure(options: LogOptions) -> None:
         _scopes["klog"].level = _DEBUG
     _sink.descriptors = tuple(_open(target) for target in dict.fromkeys(options.targets))
     _sink.as_json = options.as_json
+    named = {*levels, *stacks, *callers}
+    _sink.unknown_scopes = tuple(sorted(name[:64] for name in named - {*SCOPES, "all"})[:_MAX_UNKNOWN])
+
+
+def unknown_scopes() -> tuple[str, ...]:
+    """Scopes of the logging flags that there are not."""
+    return _sink.unknown_scopes
 
 
 def _levels(flag: str, text: str) -> dict[str, int]:
@@ -134,8 +142,6 @@ def _levels(flag: str, text: str) -> dict[str, int]:
         name, colon, level = item.partition(":")
         if not colon:
             name, level = "default", item
-        if name not in (*SCOPES, "all"):
-            raise UsageError(f"{flag}: unknown scope {name[:64]!r}: expected {', '.join(SCOPES)} or all")
         if level not in LEVELS:
             raise UsageError(f"{flag}: unknown level {level[:64]!r}: expected {', '.join(LEVELS)}")
         levels[name] = LEVELS[level]
@@ -150,7 +156,7 @@ def _open(target: str) -> int:
     try:
         return os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--log_target: cannot write {target[:256]!r}: {error}") from None
+        raise UsageError(f"--log_target: cannot write {target[:256]!r}: {reason(error)}") from None
 
 
 def writes_to_stderr() -> bool:

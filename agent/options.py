@@ -97,7 +97,7 @@ class ProxyOptions:
     sts_port: int
     profiling: bool
     explain_config: bool
-    log_as_json: bool  # the proxy's lines follow the agent's
+    logging: LogOptions  # the form of the proxy's lines follows the agent's
     trust_domain: str  # "" = the flag was not given
     dns_refresh_rate_s: float | None
     config_flags: Mapping[str, Any]  # ProxyConfig fields that were given as flags, as JSON values
@@ -162,7 +162,7 @@ def proxy_options(parsed: Parsed) -> ProxyOptions:
         sts_port=_in_range(parsed, "stsPort", 65535),
         profiling=parsed.switch("profiling"),
         explain_config=parsed.switch("explain-config"),
-        log_as_json=parsed.switch("log_as_json"),
+        logging=log_options(parsed),
         trust_domain=parsed.text("trust-domain"),
         dns_refresh_rate_s=_duration(parsed, "dnsRefreshRate"),
         config_flags=_config_flags(parsed),

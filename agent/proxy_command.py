@@ -1,15 +1,14 @@
 """`pilot-agent proxy`: reads everything that configures the pod, then hands over to the supervisor."""
 
 import os
+import resource
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent import addresses, dns, effective, launch, log
+from agent import addresses, dns, effective, explain, launch, log, terminal, version
 from agent.drain import DrainSettings
-from agent.durations import format_seconds
-from agent.flags import Parsed
+from agent.flags import HELP, Parsed
 from agent.lifecycle.crash import ProxyCrashed
 from agent.options import proxy_options
 from agent.settings import AgentSettings
@@ -20,22 +19,23 @@ if TYPE_CHECKING:
     from agent.status.workload_health import WorkloadProbe
 
 _log = log.scope()
+_MAX_FLAG = 1024
+_MAX_SHOWN = 64 * 1024
 
 
 def run(parsed: Parsed) -> int:
     started_at = time.monotonic()
-    _open_standard_streams()
     options = proxy_options(parsed)
     settings = effective.load(options, os.environ)
     if options.explain_config:
-        from agent import explain
-
         return explain.print_settings(settings)
+    _report_start(parsed, settings)
+    _raise_file_limit()
+    for warning in (*_log_warnings(), *settings.warnings):
+        _log.warn(warning)  # before what may fail because of it
     launched = launch.plan(settings)
-    for warning in (*settings.warnings, *launched.warnings):
+    for warning in launched.warnings:
         _log.warn(warning)
-    _log.info(f"Proxy role: type={options.node_type} ips={','.join(settings.addresses)} domain={settings.domain}")
-    _log.info(f"Effective config: {_summary(settings)}")
 
     plan = plan_of(settings, launched, started_at)
 
@@ -51,20 +51,15 @@ def run(parsed: Parsed) -> int:
     try:
         asyncio.run(supervise())
     except ProxyCrashed as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        terminal.print_error(str(error))
         if not log.writes_to_stderr():
             _log.error(str(error))
         return settings.drain.crash_exit_code
     return 0
 
 
-def _open_standard_streams() -> None:
-    """Whoever started us without them: the next descriptors that are opened would be taken for standard ones."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+def _log_warnings() -> list[str]:
+    return [f"logging flags: there is no scope {name!r}" for name in log.unknown_scopes()]
 
 
 def plan_of(settings: AgentSettings, launched: launch.Launched, started_at: float) -> Plan:
@@ -106,6 +101,7 @@ def plan_of(settings: AgentSettings, launched: launch.Launched, started_at: floa
         started_at=started_at,
         write_bootstrap=launched.write,
         made_files=launched.made_files,
+        grpc_bootstrap=launched.grpc_bootstrap,
         workload_probe=_workload_probe(settings),
         instance_ip=settings.identity.instance_ip,
     )
@@ -121,15 +117,25 @@ def _workload_probe(settings: AgentSettings) -> "WorkloadProbe | None":
     return parse_probe(document)
 
 
-def _summary(settings: AgentSettings) -> str:
-    config = settings.config
-    values = (
-        ("customConfigFile", config.custom_config_file),
-        ("binaryPath", config.binary_path),
-        ("concurrency", "unset" if config.concurrency is None else config.concurrency),
-        ("drainDuration", format_seconds(config.drain_duration_s)),
-        ("terminationDrainDuration", format_seconds(config.termination_drain_duration_s)),
-        ("statusPort", config.status_port),
-        ("proxyAdminPort", config.proxy_admin_port),
-    )
-    return ", ".join(f"{name}={value}" for name, value in values)
+def _report_start(parsed: Parsed, settings: AgentSettings) -> None:
+    """What the log says first, as that of the real program: flags, version, role and the effective ProxyConfig."""
+    for name, value in parsed.values.items():
+        if name != HELP.name:
+            shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            shown = shown.lower() if isinstance(value, bool) else shown
+            _log.info(f'FLAG: --{name}="{shown[:_MAX_FLAG]}"')
+    _log.info(f"Version {version.build_info()['version']}")
+    options = settings.options
+    _log.info(f"Proxy role: type={options.node_type} ips={','.join(settings.addresses)} domain={settings.domain}")
+    # On one line: JSON is YAML too.
+    _log.info(f"Effective config: {explain.shown(settings.config.document, _MAX_SHOWN)}")
+
+
+def _raise_file_limit() -> None:
+    """The proxy inherits it: container runtimes start with as few as 1024 files, which are 500 connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _log.info(f"Set max file descriptors (ulimit -n) to: {most}")
+    except (OSError, ValueError) as error:
+        _log.warn(f"the limit of open files cannot be raised to {most}: {error}")

@@ -6,7 +6,7 @@ those of istio.mesh.v1alpha1.ProxyConfig (`proxy_config_schema`).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from agent.proxy_config_schema import (
     ONEOF,
     TRACERS,
     Invalid,
+    Notes,
+    snake,
     to_address,
     to_integer,
 )
@@ -30,6 +32,7 @@ DISCOVERY_ANNOTATION = "sidecar.istio.io/discoveryAddress"
 DEFAULT_BINARY = "/usr/local/bin/envoy"
 DEFAULT_SERVICE_CLUSTER = "istio-proxy"
 DEFAULT = "default"
+FLAG = "flag"
 _DEFAULT_FILE_FLUSH_S = 1.0  # Envoy's own is 10s
 _MAX_MESH_BYTES = 1024 * 1024
 
@@ -55,8 +58,8 @@ NOT_HONOURED: Mapping[str, str] = {
     "readinessProbe": "health of the workload",
 }
 
-# Merged field by field within; every other field is replaced as a whole.
-_MERGED_WITHIN = ("proxyMetadata", "proxyHeaders")
+# Merged entry by entry within, for which names are compared in this form; every other field is replaced as a whole.
+_MERGED_WITHIN: Mapping[str, Callable[[str], str]] = {"proxyMetadata": str, "proxyHeaders": snake}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,10 @@ class Layer:
 
     source: str
     fields: Mapping[str, Json]
+
+    def source_of(self, name: str) -> str:
+        """The flags are one layer; each is named as it was written."""
+        return f"{FLAG} --{name}" if self.source == FLAG else self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +131,24 @@ def layer(source: str, document: Mapping[str, Json], warnings: list[str]) -> Lay
     Raises ConfigError when a field stands there under both of its names.
     """
     fields: dict[str, Json] = {}
+    notes = Notes()
     for spelling, value in document.items():
         name = BY_ANY_NAME.get(spelling)
         if name is None:
-            warnings.append(f"{source}: unknown ProxyConfig field {spelling[:64]!r} is ignored")
+            notes.unknown_name(spelling[:64])
         elif name in fields:
             raise ConfigError(f"{source}: ProxyConfig field {name} is given twice")
         elif value is not None and name not in OBSOLETE:
             fields[name] = value
+    _report_unknown(source, notes, warnings)
     return Layer(source, fields)
+
+
+def _report_unknown(source: str, notes: Notes, warnings: list[str]) -> None:
+    warnings.extend(f"{source}: unknown ProxyConfig field {name!r} is ignored" for name in notes.unknown)
+    more = notes.unknown_count - len(notes.unknown)
+    if more:
+        warnings.append(f"{source}: {more} more unknown ProxyConfig fields are ignored")
 
 
 def parse_layer(source: str, text: str, warnings: list[str]) -> Layer:
@@ -170,12 +186,14 @@ def merge(layers: Sequence[Layer]) -> Merged:
         for name, value in source.fields.items():
             earlier = merged.get(name)
             if name in _MERGED_WITHIN and isinstance(earlier, dict) and isinstance(value, dict):
-                value = {**earlier, **value}
+                form = _MERGED_WITHIN[name]
+                given = {form(str(key)) for key in value}
+                value = {**{key: each for key, each in earlier.items() if form(str(key)) not in given}, **value}
             if name in ONEOF:
                 for other in ONEOF:
                     merged.pop(other, None)
                     sources.pop(other, None)
-            merged[name], sources[name] = value, source.source
+            merged[name], sources[name] = value, source.source_of(name)
     _use_zipkin_address(merged, sources)
     return Merged(merged, sources)
 
@@ -204,13 +222,13 @@ def resolve(merged: Merged, outside: Outside, warnings: list[str]) -> ProxyConfi
     errors: list[str] = []
     document: dict[str, Json] = {}
     for name, value in fields.items():
-        notes: list[str] = []
+        notes = Notes()
         try:
             canonical = FIELDS[name].read(value, name, notes)
         except Invalid as error:
             errors.append(f"{sources[name]}: {error.at}: {describe(error.value)}: {error}")
             continue
-        warnings.extend(f"{sources[name]}: unknown ProxyConfig field {note!r} is ignored" for note in notes)
+        _report_unknown(sources[name], notes, warnings)
         if FIELDS[name].is_printed(canonical):
             document[name] = canonical
     if fields.get("serviceCluster") == "":

@@ -4,9 +4,10 @@ Canonical is what a protobuf library prints: camelCase names, enums by name, num
 scalar with its zero value, unless a wrapper message makes "unset" and "zero" two things. istiod gets this as metadata.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.durations import format_seconds, parse_proto_duration
@@ -17,7 +18,9 @@ _INT32 = (-(2**31), 2**31 - 1)
 _UINT32 = (0, 2**32 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|\$\(HOST_IP\)|[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
-MAX_ENTRIES = 10_000
+MAX_ENTRIES = 10_000  # of one list or mapping
+MAX_VALUES = 100_000  # of one field in all: aliases can make a small YAML file huge
+_MAX_UNKNOWN = 16  # names that are kept to be reported
 
 
 class Invalid(ValueError):
@@ -28,11 +31,31 @@ class Invalid(ValueError):
         self.at, self.value = at, value
 
 
+@dataclass(slots=True)
+class Notes:
+    """What came up while one field was read: the first names that its messages do not have, and how many there were."""
+
+    unknown: list[str] = field(default_factory=list)
+    unknown_count: int = 0
+    values: int = 0
+
+    def unknown_name(self, name: str) -> None:
+        self.unknown_count += 1
+        if len(self.unknown) < _MAX_UNKNOWN:
+            self.unknown.append(name)
+
+    def enter(self, value: Json, at: str) -> None:
+        """A list or mapping is about to be read. Raises Invalid when there have been too many values."""
+        self.values += len(value)
+        if self.values > MAX_VALUES:
+            raise Invalid(at, value, f"expected at most {MAX_VALUES} values in all")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The type of a field. `read` takes a value, its path and a list for names that a message does not have."""
+    """The type of a field. `read` takes a value, its path and the notes."""
 
-    read: Callable[[Json, str, list[str]], Json]
+    read: Callable[[Json, str, Notes], Json]
     presence: bool = False  # printed although it is zero: messages and wrappers
     zero: Json = None  # of an enum
 
@@ -43,7 +66,7 @@ class Kind:
 def leaf(parse: Callable[[Json], Json]) -> Kind:
     """A scalar. `parse` raises ValueError with what was expected."""
 
-    def read(value: Json, at: str, _notes: list[str]) -> Json:
+    def read(value: Json, at: str, _notes: Notes) -> Json:
         try:
             return parse(value)
         except ValueError as error:
@@ -62,9 +85,14 @@ def to_text(value: Json) -> str:
 
 
 def to_path(value: Json) -> str:
-    if not to_text(value) or "\0" in value:
+    path = to_text(value)
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b""
+    if not encoded or b"\0" in encoded:
         raise ValueError("expected a path")
-    return to_text(value)
+    return path
 
 
 def to_optional_path(value: Json) -> str:
@@ -155,18 +183,20 @@ def wrapped(kind: Kind) -> Kind:
 
 
 def repeated(kind: Kind) -> Kind:
-    def items(value: Json, at: str, notes: list[str]) -> Json:
+    def items(value: Json, at: str, notes: Notes) -> Json:
         if not isinstance(value, list) or len(value) > MAX_ENTRIES:
-            raise Invalid(at, value, "expected a list")
+            raise Invalid(at, value, f"expected a list of at most {MAX_ENTRIES} elements")
+        notes.enter(value, at)
         return [kind.read(each, f"{at}[{index}]", notes) for index, each in enumerate(value)]
 
     return Kind(items)
 
 
 def mapped(kind: Kind) -> Kind:
-    def entries(value: Json, at: str, notes: list[str]) -> Json:
+    def entries(value: Json, at: str, notes: Notes) -> Json:
         if not isinstance(value, dict) or len(value) > MAX_ENTRIES or not all(isinstance(key, str) for key in value):
-            raise Invalid(at, value, "expected a mapping of names to values")
+            raise Invalid(at, value, f"expected a mapping of at most {MAX_ENTRIES} names to values")
+        notes.enter(value, at)
         return {key: kind.read(each, f"{at}.{key[:64]}", notes) for key, each in value.items()}
 
     return Kind(entries)
@@ -176,14 +206,15 @@ def message(fields: Mapping[str, Kind], *, oneof: Sequence[str] = ()) -> Kind:
     """A nested message. Names that it does not have are noted and left out, as the real program tolerates them."""
     names = {spelling: name for name in fields for spelling in (name, snake(name))}
 
-    def read(value: Json, at: str, notes: list[str]) -> Json:
+    def read(value: Json, at: str, notes: Notes) -> Json:
         if not isinstance(value, dict):
             raise Invalid(at, value, "expected a mapping of field names")
+        notes.enter(value, at)
         found: dict[str, Json] = {}
         for spelling, each in value.items():
             name = names.get(spelling)
             if name is None:
-                notes.append(f"{at}.{str(spelling)[:64]}")
+                notes.unknown_name(f"{at}.{str(spelling)[:64]}")
             elif name in found:
                 raise Invalid(f"{at}.{name}", each, "the field is given twice")
             elif each is not None:

@@ -3,12 +3,13 @@
 istioctl runs it in the container and parses what it prints, so a body goes out as it comes in, whatever its size.
 """
 
+import contextlib
 import socket
-import sys
 import time
 
 import h11
 
+from agent import terminal
 from agent.errors import AgentError
 from agent.flags import Parsed
 from agent.options import RequestOptions, request_options
@@ -41,7 +42,10 @@ class Call:
         """Raises AgentError: nobody there, no answer in time, or a status above 399 other than 404 (with its body)."""
         try:
             with self._connect() as connection:
-                connection.sendall(self._request())
+                with contextlib.suppress(
+                    ConnectionError
+                ):  # whoever does not read it all may have answered all the same
+                    connection.sendall(self._request())
                 self._print(connection)
         except TimeoutError:
             raise AgentError(f"{self}: no complete answer in {_TIMEOUT_S:g}s") from None
@@ -82,16 +86,21 @@ class Call:
             if event is h11.NEED_DATA:
                 connection.settimeout(self._left())
                 try:
-                    self._protocol.receive_data(connection.recv(_READ))
-                except ConnectionError as error:
+                    received = connection.recv(_READ)
+                except TimeoutError:
+                    raise
+                except OSError as error:
                     raise AgentError(f"{self}: connection lost: {error.strerror}") from None
+                if not (received or status):
+                    raise AgentError(f"{self}: the connection ended without an answer")
+                self._protocol.receive_data(received)
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
                 if self._failed(status):
                     error_body += bytes(event.data)[: _MAX_ERROR - len(error_body)]
                 else:
-                    sys.stdout.buffer.write(event.data)
+                    terminal.write(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 break
             elif not isinstance(event, h11.InformationalResponse):
@@ -99,8 +108,7 @@ class Call:
         if self._failed(status):
             said = error_body.decode(errors="replace").strip()
             raise AgentError(f"{self}: status {status}: {said}")
-        sys.stdout.buffer.write(b"\n")
-        sys.stdout.buffer.flush()
+        terminal.write(b"\n")
 
     @staticmethod
     def _failed(status: int) -> bool:

@@ -39,14 +39,13 @@ class Identity:
     host_ip: str = variable("HOST_IP", text, "", "address of the node; stands for $(HOST_IP) in addresses")
     trust_domain: str = variable("TRUST_DOMAIN", text, "cluster.local", "SPIFFE trust domain")
     cluster_id: str = variable("ISTIO_META_CLUSTER_ID", text, "", "cluster of the pod")
-    # Asking the metadata services of clouds can hold the start for seconds and is not done: a locality comes from a
-    # label or from istiod. Only "none" and "" are the truth, then.
+    # The metadata services of clouds are not asked (agent.cloud).
     cloud_platform: str = variable(
-        "CLOUD_PLATFORM", choice("", "aws", "azure", "gcp", "none"), "", "cloud to ask for metadata"
+        "CLOUD_PLATFORM", choice("", "aws", "azure", "gcp", "none", any_case=True), "", "the cloud that the pod runs in"
     )
-    gcp_metadata: str = variable("GCP_METADATA", text, "", "facts about GCP", pending=_CLOUD)
+    gcp_metadata: str = variable("GCP_METADATA", text, "", "project|number|cluster|zone of GCP")
     gcp_zone: str = variable("GCP_ZONE", text, "", "zone in GCP", pending=_CLOUD)
-    gcp_quota_project: str = variable("GCP_QUOTA_PROJECT", text, "", "project that GCP calls count for", pending=_CLOUD)
+    gcp_quota_project: str = variable("GCP_QUOTA_PROJECT", text, "", "project that GCP calls count for")
 
 
 @dataclass(frozen=True, slots=True)

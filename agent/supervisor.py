@@ -42,6 +42,7 @@ class Plan:
     # What must exist when the proxy starts and is removed when it has ended: the bootstrap that was made for it.
     write_bootstrap: Callable[[], None] = field(default=lambda: None)
     made_files: tuple[str, ...] = ()
+    grpc_bootstrap: str = ""  # a file that `write_bootstrap` makes too, and that readiness looks at; it stays
     workload_probe: "WorkloadProbe | None" = None  # ProxyConfig readinessProbe: the health of a workload on a VM
     instance_ip: str = ""  # where it is asked
 
@@ -63,6 +64,7 @@ class Supervisor:
             plan.awaits,
             plan.started_at,
             awaits_name_table=plan.awaits_name_table,
+            grpc_bootstrap=plan.grpc_bootstrap,
             proxyless=plan.command is None,
         )
         self._status = StatusServer(
@@ -90,6 +92,7 @@ class Supervisor:
             self._watch_workload()
             if not self._end.is_set():
                 if self._plan.command is None:
+                    self._plan.write_bootstrap()
                     _log.info("DISABLE_ENVOY is set: no proxy is started")
                     await self._end.wait()
                 else:

@@ -1,14 +1,16 @@
 """`pilot-agent version`: build information in the shape of the real program."""
 
-import importlib.metadata
+import contextlib
 import json
 import os
-import platform
+import sys
 
+from agent import terminal
 from agent.flags import Parsed
 from agent.options import VersionOptions, version_options
 
 _PROJECT = "pysidecar"
+_INSTALLED = ".dist-info"
 _UNKNOWN = "unknown"  # what the real program prints for a build without stamps
 
 
@@ -18,17 +20,20 @@ def build_info() -> dict[str, str]:
     return {
         "version": version,
         "revision": _UNKNOWN,
-        "golang_version": f"python{platform.python_version()}",
+        "golang_version": f"python{sys.version.split(maxsplit=1)[0]}",
         "status": _UNKNOWN,
         "tag": version,
     }
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version(_PROJECT)
-    except importlib.metadata.PackageNotFoundError:
-        pass  # runs from a source tree that was never installed
+    # What importlib.metadata does, without the 15 ms of its import: every start of a pod says the version.
+    for directory in sys.path:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(directory or "."):
+                if name.startswith(f"{_PROJECT}-") and name.endswith(_INSTALLED):
+                    return name.removeprefix(f"{_PROJECT}-").removesuffix(_INSTALLED)
+    # Runs from a source tree that was never installed.
     import tomllib
 
     try:
@@ -53,5 +58,5 @@ def render(options: VersionOptions, info: dict[str, str]) -> str:
 
 
 def run(parsed: Parsed) -> int:
-    print(render(version_options(parsed), build_info()))
+    terminal.print_line(render(version_options(parsed), build_info()))
     return 0

@@ -137,7 +137,7 @@ def tracer(facts: Facts) -> str:
 def _tracer_cluster(facts: Facts) -> list[dict[str, Json]]:
     tracing: Mapping[str, Json] = facts.proxy_config.get("tracing", {})
     if "stackdriver" in tracing:
-        raise ConfigError("ProxyConfig tracing.stackdriver: the GCP project is unknown, so there is nobody to send to")
+        raise ConfigError("ProxyConfig tracing.stackdriver: the proxy has no such tracer: expected another one")
     if "openCensusAgent" in tracing:
         facts.warnings.append("ProxyConfig tracing.openCensusAgent: the proxy has no such tracer any more: no spans")
     name = tracer(facts)

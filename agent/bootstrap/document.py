@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+from agent import cloud
 from agent.bootstrap import clusters, listeners, node, statistics
 from agent.bootstrap.facts import SDS_DIRECTORY, TYPES, Facts, Sockets, family_of
 from agent.settings import AgentSettings
@@ -47,6 +48,7 @@ def facts_of(settings: AgentSettings, sockets: Sockets | None = None) -> Facts:
         raw_metadata=raw,
         tls_files=node.tls_files(raw),
         metadata_discovery=discovery and _is_delta(settings),
+        platform=cloud.metadata(settings.identity, warnings),
         warnings=warnings,
     )
 
@@ -72,7 +74,7 @@ def bootstrap(facts: Facts) -> dict[str, Json]:
     me = node.node(facts)
     document: dict[str, Json] = {
         "application_log_config": {
-            "log_format": {"json_format": _JSON_LOG} if settings.options.log_as_json else {"text_format": _TEXT_LOG}
+            "log_format": {"json_format": _JSON_LOG} if settings.options.logging.as_json else {"text_format": _TEXT_LOG}
         },
         "node": me,
         "layered_runtime": {

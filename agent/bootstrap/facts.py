@@ -58,6 +58,7 @@ class Facts:
     raw_metadata: Mapping[str, Json]
     tls_files: Mapping[str, str]  # TLS_CLIENT_* of the node's metadata
     metadata_discovery: bool
+    platform: Mapping[str, str] = field(default_factory=dict)  # PLATFORM_METADATA
     warnings: list[str] = field(default_factory=list)
 
     @property

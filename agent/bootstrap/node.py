@@ -1,9 +1,10 @@
 """Who the proxy says it is: node id, cluster, locality and metadata, which istiod decides by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from agent import cloud
 from agent.bootstrap.facts import Facts
 from agent.documents import no_constant
 from agent.errors import ConfigError
@@ -37,6 +38,13 @@ _TEXTS = (
     "GENERATOR", "DNS_PROXY_ADDR", "AUTO_REGISTER_GROUP", "WORKLOAD_ENTRY", "UNPRIVILEGED_POD", "CLOUDRUN_ADDR",
     "NAME", "OWNER", "APP_CONTAINERS", "ISTIO_PROXY_SHA",
 )  # fmt: skip
+# More that is decoded so, though the agent says it itself.
+_OWN_BOOLEANS = ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "METADATA_DISCOVERY", "ENVOY_SKIP_DEPRECATED_LOGS")
+_OWN_TEXTS = ("INSTANCE_IPS", "STS_PORT", "OUTLIER_LOG_PATH", "WORKLOAD_IDENTITY_SOCKET_FILE", "POD_PORTS")
+_MAPS = ("LABELS", "STATIC_LABELS", "ANNOTATIONS", "PLATFORM_METADATA")
+_NUMBERS = (
+    "ENVOY_STATUS_PORT", "ENVOY_PROMETHEUS_PORT", "ENVOY_SECURE_METRICS_PORT", "ENVOY_SECURE_MERGED_METRICS_PORT"
+)  # fmt: skip
 
 
 def raw_metadata(settings: AgentSettings, warnings: list[str]) -> dict[str, Json]:
@@ -67,14 +75,21 @@ def _json_object(name: str, value: str, warnings: list[str]) -> dict[str, Json]:
     if not isinstance(document, dict):
         warnings.append(f"environment variable {name} is ignored: expected a JSON object")
         return {}
-    return document
+    return {key: each for key, each in document.items() if each is not None}
 
 
 def metadata(facts: Facts) -> dict[str, Json]:
     """The whole of node.metadata. Raises ConfigError for a value that istiod could not decode."""
+    sockets = {"credential": facts.sockets.credential, "file-credential": facts.sockets.external_sds}
+    flags = {name: "true" for name, answers in sockets.items() if answers}
+    return {**facts.raw_metadata, **typed_metadata(facts), **flags}
+
+
+def typed_metadata(facts: Facts) -> dict[str, Json]:
+    """What istiod knows by name. Raises ConfigError for a value that it could not decode."""
     settings, raw = facts.settings, facts.raw_metadata
     _check_types(raw)
-    made: dict[str, Json] = {}
+    made: dict[str, Json] = _set({name: raw.get(name) for name in _TEXTS})
     made.update(_set({"ISTIO_VERSION": raw.get("ISTIO_VERSION") or _ISTIO_VERSION}))
     made.update({name: "true" for name in _BOOLEANS if BOOLEANS.get(raw.get(name, ""))})
     made.update(_pod_ports(raw.get("POD_PORTS", "")))
@@ -99,28 +114,48 @@ def metadata(facts: Facts) -> dict[str, Json]:
                 "LABELS": labels,
                 "STATIC_LABELS": static_labels,
                 "ANNOTATIONS": dict(settings.annotations),
-                "credential": "true" if facts.sockets.credential else "",
-                "file-credential": "true" if facts.sockets.external_sds else "",
+                "PLATFORM_METADATA": facts.platform,
             }
         )
     )
     # Sent even when false, unlike every other boolean.
     made["METADATA_DISCOVERY"] = "true" if wants_metadata_discovery(settings, raw) else "false"
     made["PROXY_CONFIG"] = dict(settings.config.document)
-    return {**raw, **made}
+    return made
 
 
 def _set(values: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in values.items() if value}
 
 
+def _is_boolean(value: Json) -> bool:
+    return isinstance(value, str) and value in BOOLEANS
+
+
+def _is_map(value: Json) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TYPES: Sequence[tuple[Sequence[str], Callable[[Json], bool], str]] = (
+    ((*_TEXTS, *_OWN_TEXTS), lambda value: isinstance(value, str), "a string"),
+    ((*_BOOLEANS, *_OWN_BOOLEANS), _is_boolean, "true or false"),
+    (_MAPS, _is_map, "an object of strings"),
+    (_NUMBERS, _is_number, "a number"),
+    (("PROXY_CONFIG",), lambda value: isinstance(value, dict), "an object"),
+    (("PILOT_SAN",), lambda value: isinstance(value, list), "a list"),
+)
+
+
 def _check_types(raw: Mapping[str, Json]) -> None:
-    for name in _TEXTS:
-        if not isinstance(raw.get(name, ""), str):
-            raise ConfigError(f"node metadata {name}: {str(raw[name])[:64]!r}: expected a string")
-    for name in _BOOLEANS:
-        if name in raw and (not isinstance(raw[name], str) or raw[name] not in BOOLEANS):
-            raise ConfigError(f"node metadata {name} ({_META}{name}): {str(raw[name])[:64]!r}: expected true or false")
+    for names, fits, expected in _TYPES:
+        for name in names:
+            if raw.get(name) is not None and not fits(raw[name]):
+                shown = str(raw[name])[:64]
+                raise ConfigError(f"node metadata {name} ({_META}{name}): {shown!r}: expected {expected}")
 
 
 def _pod_ports(text: Json) -> dict[str, Json]:
@@ -161,6 +196,12 @@ def locality_text(labels: Mapping[str, str]) -> str:
     """region/zone/subzone; a label without a slash has dots in their place."""
     text = next((labels[name] for name in _LOCALITY_LABELS if name in labels), "")
     return text if "/" in text else text.replace(".", "/")
+
+
+def locality(facts: Facts, made: Mapping[str, Json]) -> dict[str, str]:
+    """region, zone and sub_zone: of a label, else of the cloud, else none, and istiod takes those of the node."""
+    text = locality_text(made.get("LABELS", {}))
+    return _locality(text) if text else cloud.locality(facts.platform)
 
 
 def _locality(text: str) -> dict[str, str]:
@@ -223,7 +264,7 @@ def node(facts: Facts) -> dict[str, Json]:
     return {
         "id": node_id(facts.settings),
         "cluster": service_cluster(facts.proxy_config, made),
-        "locality": _locality(locality_text(made.get("LABELS", {}))),
+        "locality": locality(facts, made),
         "metadata": made,
     }
 

@@ -20,6 +20,7 @@ Json = Any
 # The template of the real image. Where no such file exists, its name stands for the built-in bootstrap.
 STANDARD = ("/var/lib/istio/envoy/envoy_bootstrap_tmpl.json", "./var/lib/istio/envoy/envoy_bootstrap_tmpl.json")
 _REFERENCE = re.compile(r"\$\$|\$\{(?P<spread>\.\.\.)?(?P<path>[A-Za-z0-9_.@-]+)\}|\$\{")
+_GO = re.compile(r"\{\{-?\s*(\.[A-Za-z_]|\$|(if|else|end|range|with|define|template|block|toJSON)\b)")  # Lua has {{ too
 _MAX_DEPTH = 100
 
 
@@ -37,12 +38,9 @@ def apply(path: str, values: Mapping[str, Json]) -> dict[str, Json]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if "{{" in text:
-            raise ConfigError(
-                f"bootstrap template {path!r} is a Go template, which is not supported: write it as JSON with "
-                "${path} references, or set ProxyConfig customConfigFile to a finished configuration"
-            ) from None
+        _refuse_go(path, text)
         raise ConfigError(f"bootstrap template {path!r} is not JSON: {error}") from None
+    _refuse_go(path, text)  # a simple one may be JSON, with its expressions in strings
     if not isinstance(document, dict):
         raise ConfigError(f"bootstrap template {path!r}: expected a JSON object")
     try:
@@ -51,6 +49,16 @@ def apply(path: str, values: Mapping[str, Json]) -> dict[str, Json]:
         raise ConfigError(f"bootstrap template {path!r}: {error}") from None
     assert isinstance(made, dict)
     return made
+
+
+def _refuse_go(path: str, text: str) -> None:
+    found = _GO.search(text)
+    if found:
+        shown = text[found.start() : found.start() + 32]
+        raise ConfigError(
+            f"bootstrap template {path!r} is a Go template ({shown!r}), which is not supported: write it as JSON with "
+            "${path} references, or set ProxyConfig customConfigFile to a finished configuration"
+        ) from None
 
 
 def _fill(value: Json, values: Mapping[str, Json], depth: int) -> Json:

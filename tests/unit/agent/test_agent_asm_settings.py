@@ -48,6 +48,13 @@ def test_the_injected_pod_of_the_document() -> None:
     assert made["node"]["metadata"]["PROXY_CONFIG"]["discoveryAddress"] == "istiod-1-22-6.istio-system.svc:15012"
 
 
+@pytest.mark.parametrize(("limit", "workers"), [("2", "2"), ("3", "3"), (None, None)])
+def test_resource_settings_for_injected_istio_proxies(limit: str | None, workers: str | None) -> None:
+    """A CPU limit reaches the agent as ISTIO_CPU_LIMIT, in whole cores; without a limit there is no variable."""
+    variables = {} if limit is None else {"ISTIO_CPU_LIMIT": limit}
+    assert concurrency({}, *ARGUMENTS, **variables) == workers
+
+
 def test_number_of_sidecar_proxy_threads() -> None:
     """`--concurrency 3`, which beats PROXY_CONFIG."""
     assert concurrency(SHOWN, *ARGUMENTS, "--concurrency", "3") == "3"
@@ -96,10 +103,21 @@ def test_log_level(level: str) -> None:
     assert found[found.index("-l") + 1] == level
 
 
-def test_proxy_stats_matcher() -> None:
-    made, _ = bootstrap({**SHOWN, "proxyStatsMatcher": {"inclusionRegexps": [".*outlier_detection.*"]}}, **POD)
-    patterns = made["stats_config"]["stats_matcher"]["inclusion_list"]["patterns"]
-    assert {"safe_regex": {"regex": ".*outlier_detection.*"}} in patterns
+@pytest.mark.parametrize(
+    ("field", "text", "pattern"),
+    [
+        ("inclusionRegexps", ".*outlier_detection.*", {"safe_regex": {"regex": ".*outlier_detection.*"}}),
+        ("inclusionPrefixes", "cluster.outbound", {"prefix": "cluster.outbound"}),
+        ("inclusionSuffixes", "upstream_rq_timeout", {"suffix": "upstream_rq_timeout"}),
+    ],
+)
+def test_proxy_stats_matcher(field: str, text: str, pattern: dict[str, Any]) -> None:
+    """By regular expression, prefix or suffix, on top of what the pod needs itself."""
+    plain, _ = bootstrap(SHOWN, **POD)
+    made, _ = bootstrap({**SHOWN, "proxyStatsMatcher": {field: [text]}}, **POD)
+    needed, patterns = (each["stats_config"]["stats_matcher"]["inclusion_list"]["patterns"] for each in (plain, made))
+    assert [each for each in patterns if each != pattern] == needed
+    assert pattern not in needed
 
 
 def test_envoy_runtime_parameters_downstream_connection_limit() -> None:
@@ -107,6 +125,8 @@ def test_envoy_runtime_parameters_downstream_connection_limit() -> None:
     made, _ = bootstrap(SHOWN, **POD)
     monitor = made["overload_manager"]["resource_monitors"][0]["typed_config"]
     assert monitor["max_active_downstream_connections"] == 5000
+    unlimited = bootstrap({}, **POD)[0]["overload_manager"]["resource_monitors"][0]["typed_config"]
+    assert unlimited["max_active_downstream_connections"] == 2**31 - 1
     listeners = made["static_resources"]["listeners"]
     assert all(listener["ignore_global_conn_limit"] for listener in listeners), "probes are answered at the limit"
 
@@ -141,7 +161,8 @@ def test_hold_application_until_proxy_starts(value: bool) -> None:
 
 
 def test_sidecar_inbound_traffic_interception_policy() -> None:
-    made, _ = bootstrap({**SHOWN, "interceptionMode": "TPROXY"}, **POD, ISTIO_META_INTERCEPTION_MODE="TPROXY")
+    variables = {"ISTIO_META_INTERCEPTION_MODE": "TPROXY", "ISTIO_META_POD_PORTS": "[\n]"}
+    made, _ = bootstrap({**SHOWN, "interceptionMode": "TPROXY"}, **POD, **variables)
     assert made["node"]["metadata"]["INTERCEPTION_MODE"] == "TPROXY"
     assert made["node"]["metadata"]["PROXY_CONFIG"]["interceptionMode"] == "TPROXY"
 
@@ -205,3 +226,28 @@ def test_arguments_of_2021_pods() -> None:
     assert made["static_resources"]["clusters"][-1]["dns_refresh_rate"] == "300s"
     # A listener on 15021 that leads to the agent would be in the agent's way.
     assert [listener["name"] for listener in made["static_resources"]["listeners"]] == ["0.0.0.0_15090"]
+
+
+def test_environment_of_2021_pods() -> None:
+    """What the SidecarSet of the hot upgrade gives the container; the drain time is in the variable alone."""
+    variables = {
+        **POD, "JWT_POLICY": "first-party-jwt", "PILOT_CERT_PROVIDER": "istiod",
+        "CA_ADDR": "istiod.istio-system.svc:15012", "SERVICE_ACCOUNT": "default", "CANONICAL_SERVICE": "nginx",
+        "CANONICAL_REVISION": "latest", "ISTIO_META_POD_PORTS": "[\n]", "ISTIO_META_CLUSTER_ID": "c1",
+        "ISTIO_META_POD_NAME": "a", "ISTIO_META_CONFIG_NAMESPACE": "default",
+        "ISTIO_META_INTERCEPTION_MODE": "REDIRECT",
+        "ISTIO_METAJSON_ANNOTATIONS": '{"kubernetes.io/psp":"ack.privileged"}\n', "ISTIO_META_WORKLOAD_NAME": "nginx",
+        "ISTIO_META_MESH_ID": "cluster.local", "DNS_AGENT": "", "TERMINATION_DRAIN_DURATION_SECONDS": "5",
+    }  # fmt: skip
+    config = '{"configPath":"/etc/istio/proxy","proxyMetadata":{"DNS_AGENT":""}}\n'
+    settings = load(config, **variables)
+    assert settings.warnings == ()
+    assert settings.config.termination_drain_duration_s == 5
+    assert settings.config.sources["terminationDrainDuration"] == (
+        "environment variable TERMINATION_DRAIN_DURATION_SECONDS"
+    )
+    made, warnings = bootstrap(config, **variables)
+    assert warnings == []
+    assert made["node"]["cluster"] == "nginx.default"
+    metadata = made["node"]["metadata"]
+    assert (metadata["kubernetes.io/psp"], metadata["CLUSTER_ID"]) == ("ack.privileged", "c1")

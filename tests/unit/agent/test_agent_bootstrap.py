@@ -142,7 +142,7 @@ def test_booleans_are_texts_and_false_ones_stay_as_they_were_written() -> None:
             {"ISTIO_META_DNS_AUTO_ALLOCATE": "yes"},
             "node metadata DNS_AUTO_ALLOCATE (ISTIO_META_DNS_AUTO_ALLOCATE): 'yes'",
         ),
-        ({"ISTIO_METAJSON_X": '{"OWNER": 1}'}, "node metadata OWNER: '1': expected a string"),
+        ({"ISTIO_METAJSON_X": '{"OWNER": 1}'}, "node metadata OWNER (ISTIO_META_OWNER): '1': expected a string"),
         ({"ISTIO_META_POD_PORTS": "["}, "POD_PORTS (ISTIO_META_POD_PORTS): not JSON"),
         ({"ISTIO_META_POD_PORTS": '{"a":1}'}, "expected a JSON list of container ports"),
         ({"ISTIO_META_POD_PORTS": '[{"containerPort":"x"}]'}, "expected an object with containerPort"),
@@ -388,7 +388,7 @@ def test_tracers(tracer: str, name: str, message: str) -> None:
 
 
 def test_tracers_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"tracing\.stackdriver: the GCP project is unknown"):
+    with pytest.raises(ConfigError, match=r"tracing\.stackdriver: the proxy has no such tracer"):
         bootstrap({"tracing": {"stackdriver": {}}}, **POD)
     made, warnings = bootstrap({"tracing": {"openCensusAgent": {"address": "a:1"}}}, **POD)
     assert "tracing" not in made

@@ -1,7 +1,9 @@
 """Commands from the outside: exit status, what is printed where, and how little `wait` imports."""
 
+import importlib.metadata
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -45,8 +47,10 @@ def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]"
         (["wait", "--url", "http://"], "expected http://host[:port]/path"),
         (["wait", "--url", "http://h:99999/"], "--url: 'http://h:99999/': Port out of range"),
         (["wait", "--log_output_level", "loud"], "--log_output_level: unknown level 'loud'"),
-        (["wait", "--log_output_level", "nowhere:info"], "--log_output_level: unknown scope 'nowhere'"),
-        (["wait", "--log_target", "/nonexistent/log"], "--log_target: cannot write '/nonexistent/log'"),
+        (
+            ["wait", "--log_target", "/nonexistent/log"],
+            "--log_target: cannot write '/nonexistent/log': No such file or directory",
+        ),
         (["help", "nonsense"], 'unknown help topic "nonsense"'),
     ],
 )
@@ -77,7 +81,7 @@ def test_find_command(arguments: list[str], index: int | None) -> None:
 
 def test_version_text_and_short() -> None:
     version = cli_version()
-    assert version != "unknown"
+    assert version == importlib.metadata.version("pysidecar"), "read without that module, for its import is slow"
     assert run("version").stdout.startswith(f"client version: version={version}, ")
     assert run("version", "--short").stdout == f"{version}\n"
 
@@ -123,7 +127,38 @@ def test_closed_stdout_is_no_traceback() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
-    assert "Traceback" not in result.stderr
+    assert (result.returncode, result.stderr) == (255, "")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["help"], ["proxy", "--explain-config"], ["completion", "fish"]])
+def test_output_that_cannot_be_written(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "agent", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert result.returncode == 255
+    assert result.stderr == "Error: cannot write to standard output: No space left on device\n"
+
+
+def test_without_standard_descriptors() -> None:
+    """They are opened first: else the next socket would be the standard output of `request`."""
+    code = (
+        "import os, sys\nfrom agent.cli import main\nos.closerange(0, 3)\nstatus = main(['version'])\n"
+        "targets = {os.readlink(f'/proc/self/fd/{n}') for n in range(3)}\n"
+        "sys.exit(0 if (status, targets) == (0, {'/dev/null'}) and os.get_inheritable(1) else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, timeout=60).returncode == 0
+
+
+def test_output_is_utf_8_whatever_the_locale_says() -> None:
+    config = json.dumps({"meshId": "\u00fc"})
+    command = [sys.executable, "-m", "agent", "proxy", "--explain-config", "--domain", b"\xff"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROXY_CONFIG": config, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert 'ProxyConfig meshId\t"\u00fc"\tPROXY_CONFIG\n'.encode() in result.stdout
+    assert b'--domain\t"\\udcff"\tflag\n' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -163,6 +198,45 @@ def test_a_wrong_configuration_is_explained_by_its_warnings(tmp_path: Path) -> N
     assert result.returncode == 255
     assert result.stderr.startswith("Error: PROXY_CONFIG: statusPort: 0: expected an integer from 1 to 65535")
     assert "\twarn\tPROXY_CONFIG: unknown ProxyConfig field 'statusport' is ignored" in result.stdout
+
+
+def test_what_the_log_says_first(tmp_path: Path) -> None:
+    """Flags, version, role, effective ProxyConfig, as in the real program; no secrets. The proxy inherits the limit."""
+    program = tmp_path / "proxy"
+    program.write_text("#!/bin/sh\nulimit -n; echo $GRPC_SSL_CIPHER_SUITES; exit 3\n")
+    program.chmod(0o755)
+    annotations = tmp_path / "etc/istio/pod/annotations"
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text('status.sidecar.istio.io/port="0"\n')  # no port that a neighbour may have
+    config = {
+        "configPath": str(tmp_path), "binaryPath": str(program), "drainDuration": "7s",
+        "tracing": {"lightstep": {"address": "l:1", "accessToken": "hidden"}},
+    }  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    command = [sys.executable, "-m", "agent", "proxy", "--domain=x.y", "--log_output_level=info,model:debug"]
+    environment = {
+        "PYTHONPATH": str(ROOT), "PROXY_CONFIG": json.dumps(config), "COMPLIANCE_POLICY": "fips-140-2",
+        "INSTANCE_IP": "10.0.0.1",
+    }  # fmt: skip
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 64), hard)),
+    )  # fmt: skip
+    assert result.returncode == 255
+    lines = [line.split("\t", 1)[1] for line in result.stdout.splitlines() if "\t" in line]
+    assert 'info\tFLAG: --domain="x.y"' in lines
+    assert 'info\tFLAG: --profiling="true"' in lines
+    first = [line.split(":")[0].split(" ips=")[0] for line in lines if "FLAG" not in line]
+    assert first[0].startswith("info\tVersion ")
+    assert first[1:5] == [
+        "info\tProxy role", "info\tEffective config", "info\tSet max file descriptors (ulimit -n) to",
+        "warn\tlogging flags",
+    ]  # fmt: skip
+    shown = json.loads(next(line for line in lines if "Effective config" in line).partition(": ")[2])
+    assert (shown["drainDuration"], shown["tracing"]["lightstep"]["accessToken"]) == ("7s", "...")
+    assert "hidden" not in result.stdout + result.stderr
+    assert f"\n{hard}\nECDHE-ECDSA-AES128-GCM-SHA256:" in result.stdout, "written by the proxy"
+    assert sorted(os.listdir(tmp_path)) == ["etc", "proxy"]
 
 
 COMPLETIONS = {

@@ -1,4 +1,4 @@
-"""Whatever stands in PROXY_CONFIG, annotations and variables: a bootstrap, or a ConfigError that says what."""
+"""Whatever stands in PROXY_CONFIG, annotations and variables: a bootstrap, a plan, or an AgentError that says what."""
 
 import json
 from typing import Any
@@ -7,12 +7,12 @@ from agent_loading import load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import explain
-from agent.bootstrap import document
+from agent import explain, launch, proxy_command
+from agent.bootstrap import document, node
 from agent.bootstrap.facts import Sockets
 from agent.documents import to_json
 from agent.environment import variables_of
-from agent.errors import ConfigError
+from agent.errors import AgentError
 from agent.proxy_config_schema import BY_ANY_NAME
 from agent.settings import GROUPS
 
@@ -51,16 +51,25 @@ _ANNOTATIONS = st.dictionaries(
     st.one_of(_TEXTS, _DOCUMENTS.map(json.dumps)),
     max_size=2,
 )
+_METADATA = st.dictionaries(
+    st.one_of(st.sampled_from(sorted({name for names, _, _ in node._TYPES for name in names})), st.text(max_size=4)),
+    st.one_of(_VALUES, st.dictionaries(st.sampled_from(["app", "istio-locality"]), _TEXTS, max_size=2)),
+    max_size=2,
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(_DOCUMENTS, _VARIABLES, _ANNOTATIONS)
-def test_settings_or_a_config_error(given: Any, variables: dict[str, str], annotations: dict[str, str]) -> None:
+@given(_DOCUMENTS, _VARIABLES, _ANNOTATIONS, _METADATA)
+def test_settings_or_a_config_error(
+    given: Any, variables: dict[str, str], annotations: dict[str, str], metadata: dict[str, Any]
+) -> None:
+    variables = {"ISTIO_METAJSON_Y": json.dumps(metadata), **variables}
     try:
         found = load(given, annotations=annotations, resolve_host=lambda _host, _port: "10.0.0.7", **variables)
+        explain.render(found).encode()
         made = document.bootstrap(document.facts_of(found, Sockets()))
-    except ConfigError as error:
+        proxy_command.plan_of(found, launch.plan(found, Sockets()), 0.0)
+    except AgentError as error:
         assert str(error)
         return
-    json.loads(to_json(made, 1 << 24))
-    explain.render(found).encode()
+    json.dumps(json.loads(to_json(made, 1 << 24)), ensure_ascii=False).encode()

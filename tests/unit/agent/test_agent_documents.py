@@ -57,6 +57,7 @@ def test_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(DocumentError, match="larger than 10 bytes"):
         read_text(str(tmp_path / "long"), 10)
+    assert read_text(str(tmp_path / "long"), 11) == "x" * 11
     with pytest.raises(DocumentError, match="not UTF-8"):
         read_text(str(tmp_path / "binary"))
     for odd in ("fifo", "."):

@@ -176,7 +176,9 @@ def test_the_template_of_the_real_image_stands_for_the_built_in_one(tmp_path: Pa
     ("content", "message"),
     [
         (None, "ISTIO_BOOTSTRAP: bootstrap template '.*' does not exist"),
-        (GO_TEMPLATE, "is a Go template, which is not supported: write it as JSON with"),
+        (GO_TEMPLATE, r"is a Go template \('\{\{ .nodeID .*'\), which is not supported: write it as JSON with"),
+        ('{"node": {"id": "{{ .nodeID }}"}}', "is a Go template"),  # and JSON
+        ('{"node": {{- toJSON .x }} }', "is a Go template"),
         ("node: {}", "is not JSON"),
         ("[1]", "expected a JSON object"),
         ('{"a": "${config.noSuchField}"}', r"\$\{config.noSuchField\}: there is no 'noSuchField'"),
@@ -196,6 +198,43 @@ def test_templates_refused(tmp_path: Path, content: str | None, message: str) ->
     assert str(file) in str(error.value)
 
 
+def test_the_flag_of_a_template_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    for source, arguments, given in (
+        ("flag --templateFile", ("--templateFile=/nonexistent/t.json",), {}),
+        ("PROXY_CONFIG", (), {"proxyBootstrapTemplatePath": "/nonexistent/t.json"}),
+    ):
+        with pytest.raises(ConfigError, match=rf"proxyBootstrapTemplatePath \({source}\): .*does not exist"):
+            plan({"configPath": str(tmp_path), **given}, *arguments)
+
+
+def test_braces_of_lua_are_no_go_template(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text('{"a": "local x = {{1, 2}, {y}}"}')
+    plan({"configPath": str(tmp_path)}, ISTIO_BOOTSTRAP=str(file))
+
+
 def test_unreadable_template(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bootstrap template '.*' cannot be used: not a regular file"):
         plan({"configPath": str(tmp_path)}, ISTIO_BOOTSTRAP=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("policy", "environment"),
+    [
+        ("", {}),
+        ("fips-140-3", {}),  # TLS 1.3 is allowed there, and its ciphers are approved
+        (
+            "fips-140-2",
+            {
+                "GRPC_SSL_CIPHER_SUITES": "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:"
+                "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
+            },
+        ),
+    ],
+)
+def test_compliance_policy(policy: str, environment: dict[str, str]) -> None:
+    settings = load({}, **POD, COMPLIANCE_POLICY=policy)
+    assert child_command.environment(settings) == environment
+    command = launch.plan(settings, NOBODY).command
+    assert command is not None
+    assert command.environment == environment

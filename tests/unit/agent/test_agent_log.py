@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import log
+from agent.errors import UsageError
 from agent.options import LogOptions
 
 
@@ -77,3 +78,17 @@ def test_vklog_is_the_debug_level_of_one_scope(tmp_path: Path, verbosity: int, l
     log.scope("klog").debug("d")
     log.scope("dns").debug("d")
     assert len((tmp_path / "log").read_text().splitlines()) == lines
+
+
+def test_scopes_of_istiod_are_no_error(tmp_path: Path) -> None:
+    """A mesh has one setting of levels for istiod and its pods (`global.logging.level`)."""
+    text = written(tmp_path / "log", "default:error,model:debug,ads:debug", "rbac:error", "validation,default")
+    assert [line.split("\t")[1] for line in text.splitlines()] == ["error", "info", "warn", "error"]
+    assert log.unknown_scopes() == ("model", "rbac", "validation")
+    many = ",".join(f"s{number}:info" for number in range(1000))
+    written(tmp_path / "log", many)
+    assert len(log.unknown_scopes()) == 16
+    with pytest.raises(UsageError, match="--log_output_level: unknown level 'loud'"):
+        written(tmp_path / "log", "model:loud")
+    with pytest.raises(UsageError, match="--log_stacktrace_level: unknown level 'debug:info'"):
+        written(tmp_path / "log", stack="default:debug:info")

@@ -44,7 +44,8 @@ def test_order_of_sources(tmp_path: Path) -> None:
         "mesh",
     )
     assert [config.sources[name] for name in fields] == [
-        "flag", "annotation proxy.istio.io/config", "PROXY_CONFIG", f"mesh configuration {mesh}: defaultConfig",
+        "flag --statusPort", "annotation proxy.istio.io/config", "PROXY_CONFIG",
+        f"mesh configuration {mesh}: defaultConfig",
     ]  # fmt: skip
 
 
@@ -238,14 +239,14 @@ def test_statsd_is_resolved_or_left_out_with_a_warning() -> None:
 @pytest.mark.parametrize("name", proxy_config_schema.FIELDS)
 def test_no_field_takes_just_anything(name: str) -> None:
     for value in (object, [{}], {"no": {"such": ["thing"]}}, True, 1e300, "\0"):
-        notes: list[str] = []
+        notes = proxy_config_schema.Notes()
         try:
             made = proxy_config_schema.FIELDS[name].read(value, name, notes)
         except proxy_config_schema.Invalid as error:
             assert error.at.startswith(name)
             assert str(error).startswith(("expected", "the field", "'"))
         else:
-            assert notes or made == value
+            assert notes.unknown or made == value
 
 
 @pytest.mark.parametrize("content", ["a: [", "- x", "defaultConfig: 5"])
@@ -344,6 +345,15 @@ def test_log_levels_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         arguments_for({}, *flags)
     assert message in str(error.value)
+
+
+def test_a_program_without_a_path_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "envoy").write_text("")
+    with pytest.raises(ConfigError, match="binaryPath: there is no program 'envoy' in PATH"):
+        child_command.program("envoy")
+    (tmp_path / "envoy").chmod(0o755)
+    assert child_command.program("envoy") == (str(tmp_path / "envoy"),)
 
 
 def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

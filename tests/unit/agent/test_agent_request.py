@@ -64,7 +64,7 @@ def test_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
         (answer("400 Bad Request", b"usage: x\n"), "GET http://localhost:15000/stats: status 400: usage: x"),
         (answer("503 Service Unavailable"), "status 503: "),
         (answer("500 Oops", b"x" * 200_000), "status 500: xxx"),
-        (b"", "bad response"),
+        (b"", "the connection ended without an answer"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", "bad response"),
         (b"SSH-2.0-x\r\n\r\n", "bad response"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000, "bad response"),
@@ -88,3 +88,18 @@ def test_nobody_there() -> None:
         port = int(server.getsockname()[1])
     with pytest.raises(AgentError, match=f"connect to 127.0.0.1 port {port}: Connection refused"):
         Call(RequestOptions(port, "GET", "/", ""), time.monotonic() + 60).run()
+
+
+def test_a_peer_that_does_not_read_the_body(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Its answer counts; without one that is an error, which is not the end of our standard output."""
+    large = RequestOptions(15000, "POST", "/x", "y" * 4_000_000)
+    for received, message in ((answer("413 Too Large", b"no"), "status 413: no"), (b"", "without an answer")):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(received)
+        theirs.close()
+        monkeypatch.setattr(Call, "_connect", lambda _self, ours=ours: ours)
+        with pytest.raises(AgentError, match=message):
+            Call(large, time.monotonic() + 60).run()
+    assert capfdbinary.readouterr().out == b""

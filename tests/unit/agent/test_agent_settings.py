@@ -1,12 +1,13 @@
 """Environment variables: defaults, sources, validation; and the one tree that all settings end up in."""
 
 import dataclasses
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from agent_loading import load
 
-from agent import explain, pod_files
+from agent import addresses, explain, pod_files
 from agent.environment import (
     DEFAULT,
     METADATA,
@@ -129,6 +130,26 @@ def test_order_of_addresses() -> None:
     assert load({}, INSTANCE_IP="10.0.0.1", interfaces=["10.0.0.2", "10.0.0.1"]).addresses == ("10.0.0.1", "10.0.0.2")
 
 
+def test_an_instance_ip_that_is_none() -> None:
+    settings = load({}, INSTANCE_IP="10.0.0.300")
+    assert settings.addresses == ("10.0.0.9",)
+    assert settings.warnings == ("INSTANCE_IP: '10.0.0.300' is ignored: expected an IP address",)
+
+
+def test_an_interface_that_has_no_address_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For two minutes; whatever there is then counts."""
+    now, later = [0.0], [("lo1", ip_address("10.0.0.1")), ("net1", ip_address("10.0.0.2"))]
+    monkeypatch.setattr(addresses.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(addresses.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    unset = [("eth0", ip_address("0.0.0.0")), *later]
+    monkeypatch.setattr(addresses, "_all_addresses", lambda: unset if now[0] < 1 else later)
+    assert addresses.interface_addresses(["net1"]) == ["10.0.0.1"]
+    assert 1 <= now[0] < 1.2
+    monkeypatch.setattr(addresses, "_all_addresses", lambda: unset)
+    assert addresses.interface_addresses() == ["10.0.0.1", "10.0.0.2"]
+    assert now[0] >= 121
+
+
 def test_interfaces_that_an_annotation_excludes(monkeypatch: pytest.MonkeyPatch) -> None:
     from agent import effective
 
@@ -178,8 +199,9 @@ def test_explain_config_names_every_setting_and_its_source() -> None:
     assert rows["--proxyLogLevel"] == ('"info"', "flag")
     assert rows["--domain"] == ('""', "default")
     assert rows["ISTIO_CPU_LIMIT"] == ("3", "environment")
-    assert rows["SECRET_TTL"] == ("3600.0", "ProxyConfig proxyMetadata")
-    assert rows["MINIMUM_DRAIN_DURATION"] == ("5.0", "default")
+    assert rows["SECRET_TTL"] == ('"3600s"', "ProxyConfig proxyMetadata")
+    assert rows["--log_target"] == ('["stdout"]', "default")
+    assert rows["MINIMUM_DRAIN_DURATION"] == ('"5s"', "default")
     assert rows["EXIT_ON_ZERO_MAX_DURATION"] == ("unset", "default")
     assert rows["ISTIO_META_NODE_NAME"] == ('"node1"', "environment (node metadata)")
     assert rows["ProxyConfig statusPort"] == ("15022", "annotation proxy.istio.io/config")
