@@ -19,6 +19,10 @@ class Format(Enum):
         return self is not Format.TEXT
 
 
+# Real series have a few hundred bytes. Of a line of megabytes the label lists alone would take a hundred times its size.
+MAX_LINE = 64 * 1024
+
+
 class BadDocument(Exception):
     """A scraper would refuse the document; the text names the line."""
 
@@ -89,6 +93,8 @@ class Reader:
         """Raises BadDocument."""
         for line in lines:
             self._number += 1
+            if len(line) > MAX_LINE:
+                raise self._bad(f"longer than {MAX_LINE} bytes")
             if self._ended:
                 if line:
                     raise self._bad("something follows # EOF")

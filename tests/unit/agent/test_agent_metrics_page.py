@@ -246,6 +246,20 @@ def test_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     assert "all responses together are too large" in capfd.readouterr().out
 
 
+def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line and a family cost many times their bytes in memory. What is full for one source is not for a smaller one."""
+    monkeypatch.setattr(page_module, "MAX_ALL_LINES", 100)
+    many = says("".join(f"m{number} 1\n" for number in range(101)))
+    long = says('a{b="' + "x" * 70_000 + '"} 1\n')
+    page, _ = scrape(says(PROXY), many, long, says(APP))
+    assert value(page, "app_total") == 2 and value(page, "envoy_x") == 1 and failures(page, "application") == 2
+    out = capfd.readouterr().out
+    assert "bad metrics: with it the page would have more than 100 lines" in out
+    assert "bad metrics: line 1: longer than 65536 bytes" in out
+    page, _ = scrape(says(PROXY), says("b 1\n" * 90), says("c 1\n" * 90))
+    assert failures(page, "application") == 1
+
+
 def test_pages_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MAX_WAITING", 3)
 
