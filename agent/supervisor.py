@@ -65,10 +65,8 @@ class Supervisor:
             Hooks(quit=self._quit, drain=self._drain_now, drain_report=self._drain.report),
         )
         self._child: Child | None = None
-        loop = asyncio.get_running_loop()
-        self._zombies = (
-            Zombies(loop, lambda: () if self._child is None else (self._child.pid,)) if _is_first() else None
-        )
+        # Process 1 of a container is the one to which orphans fall.
+        self._zombies = Zombies(asyncio.get_running_loop(), self._pids) if os.getpid() == 1 else None
         self._workload: WorkloadHealth | None = None
         self._signals = 0
         self._drained = False  # by /drain: the end needs no drain of its own
@@ -101,6 +99,9 @@ class Supervisor:
             await self._status.close()  # the last port that answers
             if self._zombies is not None:
                 self._zombies.close()
+
+    def _pids(self) -> tuple[int, ...]:
+        return () if self._child is None else (self._child.pid,)
 
     def _orphan_ended(self) -> None:
         if self._zombies is not None:
@@ -204,11 +205,6 @@ class Supervisor:
         _log.info(
             "draining as asked by /drain: connections are asked to close, the proxy goes on until it is told to end"
         )
-
-
-def _is_first() -> bool:
-    """Whether this is process 1 of a container, to which orphans fall."""
-    return os.getpid() == 1
 
 
 def _remove(paths: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ class Format(Enum):
         return self is not Format.TEXT
 
 
-# Real series have a few hundred bytes. Of a line of megabytes the label lists alone would take a hundred times its size.
+# Real series have a few hundred bytes. The labels of a line of megabytes would take a hundred times its size.
 MAX_LINE = 64 * 1024
 
 

@@ -24,8 +24,8 @@ from agent.status.compression import decompress
 
 MAX_BODY = 10 * 1024 * 1024  # of one source
 MAX_ALL_BODIES = 32 * 1024 * 1024  # of all sources of one page
-# Of all documents of one page: a family without anything else takes half a kilobyte of memory. 10 MiB of ordinary series
-# have 100,000 lines.
+# Of all documents of one page: a family without anything else takes half a kilobyte of memory. 10 MiB of ordinary
+# series have 100,000 lines.
 MAX_ALL_LINES = 400_000
 MAX_AT_ONCE = 2  # pages: each may hold that much
 MAX_WAITING = 16
