@@ -58,6 +58,8 @@ def test_stop_under_load(both: World) -> None:
         await pod.until("some load", lambda: all(client.requests > 20 for client in inbound))
         deleting = pod.spawn(pod.delete(), "delete")
         await pod.until("announcements", lambda: all(client.announced for client in inbound))
+        asked = [client.requests for client in outbound]
+        await pod.until("outbound", lambda: all(c.requests > n + 5 for c, n in zip(outbound, asked, strict=True)))
         assert not any(client.announced for client in outbound)
         gone.set()
         await asyncio.gather(*work)
