@@ -247,7 +247,7 @@ def test_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """A line and a family cost many times their bytes in memory. A source that is too large leaves room for the next."""
+    """A line and a family cost many times their bytes in memory. One that is too large leaves room for the next."""
     monkeypatch.setattr(page_module, "MAX_ALL_LINES", 100)
     many = says("".join(f"m{number} 1\n" for number in range(101)))
     long = says('a{b="' + "x" * 70_000 + '"} 1\n')
