@@ -64,13 +64,12 @@ class Drain:
 
     async def begin(self, *, skip_exit: bool = False) -> None:
         """Have the proxy drain; with `skip_exit` it never stops accepting. Raises AdminError when it did not answer."""
-        if self._began is None:
-            self._began = self._loop.time()
+        began = self._loop.time()
         await self._admin.drain_listeners(
             inbound_only=self._settings.inbound_only, skip_exit=skip_exit, timeout_s=REQUEST_TIMEOUT_S
         )
         if self._state == "running":
-            self._state = "draining"
+            self._state, self._began = "draining", began
 
     async def run(self, child: Child, hurry: asyncio.Event) -> None:
         """The whole drain; back earlier when the proxy ends by itself or `hurry` is set.
