@@ -82,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AgentError as error:
         for warning in getattr(error, "warnings", ()):
             log.scope().warn(warning)
-        print(f"Error: {error}", file=sys.stderr, flush=True)
-        if not log.writes_to_stderr():
-            log.scope().error(str(error))
+        log.print_error(error)
         return FAILURE
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -236,6 +236,10 @@ def _open(target: str) -> int:
         raise UsageError(f"--log_target: cannot write {target[:256]!r}: {error}") from None
 
 
-def writes_to_stderr() -> bool:
-    """Whether log lines already appear where command errors are printed."""
-    return _STDERR in _sink.descriptors
+def print_error(error: Exception) -> None:
+    """The last words of a command: on standard error, and in the log where that is another place."""
+    # Whoever does not read it must not keep the process from its end.
+    if _is_writable(_STDERR, _PATIENCE_MS):
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+    if _STDERR not in _sink.descriptors:
+        scope().error(str(error))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -51,9 +50,7 @@ def run(parsed: Parsed) -> int:
     try:
         asyncio.run(supervise())
     except ProxyCrashed as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
-        if not log.writes_to_stderr():
-            _log.error(str(error))
+        log.print_error(error)
         return settings.drain.crash_exit_code
     return 0
 

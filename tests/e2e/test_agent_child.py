@@ -202,23 +202,39 @@ def test_two_signals_during_the_start(make_pod: MakePod, module: str) -> None:
     assert "program started" not in pod.out
 
 
-def test_nobody_reads_standard_output(make_pod: MakePod) -> None:
-    """A container runtime whose reader hangs: the agent still answers, drains and ends."""
-    pod = make_pod(STUBBORN.replace("print('program started', flush=True)\n", ""), terminationDrainDuration="0s")
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
+    """The end to write to of a pipe that nobody reads."""
     read_end, write_end = os.pipe()
     try:
         os.write(write_end, b"x" * fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
         os.set_inheritable(write_end, True)
-        pod.start(through=["sh", "-c", 'exec "$@" >/proc/$PPID/fd/$FD', "sh"], FD=str(write_end))
+        yield write_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_nobody_reads_standard_output(make_pod: MakePod) -> None:
+    """A container runtime whose reader hangs: the agent still answers, drains and ends."""
+    pod = make_pod(STUBBORN.replace("print('program started', flush=True)\n", ""), terminationDrainDuration="0s")
+    with full_pipe() as pipe:
+        pod.start(through=["sh", "-c", 'exec "$@" >/proc/$PPID/fd/$FD', "sh"], FD=str(pipe))
         eventually("an answer", lambda: fetch(pod.status, "/healthz/ready")[0] == 503)
         pod.child()
         for _ in range(3):
             pod.signal(signal.SIGTERM)
             fetch(pod.status, "/healthz/ready")  # it has seen the signal when it answers
         assert pod.ended() == 0
-    finally:
-        os.close(read_end)
-        os.close(write_end)
+
+
+def test_nobody_reads_standard_error(make_pod: MakePod) -> None:
+    """Nor do the last words of an agent whose proxy died keep the container from its restart."""
+    pod = make_pod("sys.exit(3)")
+    with full_pipe() as pipe:
+        pod.start(through=["sh", "-c", 'exec "$@" 2>/proc/$PPID/fd/$FD', "sh"], FD=str(pipe))
+        assert pod.ended() == 255
+    assert "the proxy exited with status 3 before it was ready" in pod.out
 
 
 def test_annotations_and_mesh_configuration_are_read(make_pod: MakePod) -> None:
