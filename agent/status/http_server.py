@@ -132,9 +132,9 @@ class HttpServer:
 
     def _evict(self) -> bool:
         """Make room: idle clients and slow ones must not keep a probe out, nor those that have stopped waiting for a
-        response (they closed, as kubelet does at its timeout). False when every connection is busy.
+        response (they closed, as kubelet does at its timeout) or do not read it. False when every handler is at work.
         """
-        idle = [c for c in self._connections if not c.busy or c.reader.at_eof()]
+        idle = [c for c in self._connections if not c.busy or c.reader.at_eof() or c.unsent]
         if not idle:
             return False
         oldest = min(idle, key=lambda c: (c.busy, c.since))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,22 @@ def test_a_failed_liveness_probe_restarts_with_the_hook_first(tmp_path: Path) ->
     in_order(pod, "one: liveness probe failed", "one: preStop", "one: SIGTERM", "one: exited 0", "one: started")
 
 
-def test_what_a_container_started_ends_with_it(tmp_path: Path) -> None:
-    """As root: the processes of a container are in a namespace of their own."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_container_started_ends_with_it(tmp_path: Path, fails: bool) -> None:
+    """As root: the processes of a container are in a namespace of their own. Nor does a test that fails leave any."""
 
     async def scenario(pod: Kubelet) -> None:
         await pod.until("a child", lambda: (pod["one"].folder / "child").exists())
+        if fails:
+            raise AssertionError("the scenario")
         await pod.delete(grace=0)
 
+    tmp_path.parent.chmod(0o755)
     marker = f"4{tmp_path.stat().st_ino}.5"
-    run_pod(tmp_path, {"containers": [shell("one", f"sleep {marker} & touch child; wait")]}, scenario)
+    user = {"securityContext": {"runAsUser": 1000}}
+    spec = {"containers": [shell("one", f"sleep {marker} & touch child; wait", **user)]}
+    with pytest.raises(AssertionError, match="the scenario") if fails else contextlib.nullcontext():
+        run_pod(tmp_path, spec, scenario)
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _read(p)]
     assert not left
 

@@ -372,6 +372,27 @@ def test_responses_that_nobody_reads_give_way_to_new_ones(monkeypatch: pytest.Mo
     with_server(play, big)
 
 
+def test_clients_that_do_not_read_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fetch a page and never read it, a probe gets in."""
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+    body = b"x" * 20_000_000
+
+    async def handler(request: Request) -> Reply:
+        return Reply(200, body if request.path == "/metrics" else b"")
+
+    async def play(server: HttpServer) -> None:
+        clients = [await asyncio.open_connection("127.0.0.1", server.port, limit=1000) for _ in range(2)]
+        for _, writer in clients:
+            writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        while len(server._connections) < 2 or not all(each.unsent for each in server._connections):
+            await asyncio.sleep(0)
+        assert statuses(await talk(server, LAST_GET)) == [200]
+        for _, writer in clients:
+            writer.transport.abort()
+
+    with_server(play, handler)
+
+
 async def accepted(server: HttpServer) -> list[http_server._Connection]:
     while not server._connections:
         await asyncio.sleep(0)
