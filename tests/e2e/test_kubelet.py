@@ -17,6 +17,9 @@ OBEDIENT = "trap 'exit 0' TERM; echo up > up; while :; do sleep 0.01; done"
 DEAF = "trap '' TERM; echo up > up; while :; do sleep 0.01; done"
 
 
+EXISTS = {"exec": {"command": ["test", "-e", "up"]}, "periodSeconds": 0.01, "failureThreshold": 1000}
+
+
 def shell(name: str, script: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "image": "shell", "args": [script], **fields}
 
@@ -42,15 +45,15 @@ def in_order(pod: Kubelet, *events: str) -> None:
 
 
 def test_init_containers_then_hooks_then_probes(tmp_path: Path) -> None:
-    exists = {"exec": {"command": ["test", "-e", "up"]}, "periodSeconds": 0.01}
     spec = {
         "restartPolicy": "Always",
-        "initContainers": [shell("init", "exit 0"), shell("side", OBEDIENT, restartPolicy="Always",
-                                                          startupProbe={**exists, "failureThreshold": 1000})],
+        "initContainers": [shell("init", "exit 0"),
+                           shell("side", OBEDIENT, restartPolicy="Always", startupProbe=EXISTS)],
         "containers": [
             shell("first", OBEDIENT, lifecycle={"postStart": {"exec": {"command": ["sh", "-c", "echo $APP > hook"]}}},
-                  env=[{"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}]),
-            shell("second", OBEDIENT, readinessProbe={**exists, "failureThreshold": 1000}),
+                  env=[{"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}],
+                  readinessProbe=EXISTS),
+            shell("second", OBEDIENT, readinessProbe=EXISTS),
         ],
     }  # fmt: skip
 
@@ -88,8 +91,8 @@ def test_jobs(tmp_path: Path, policy: str, script: str, phase: str) -> None:
     async def scenario(pod: Kubelet) -> None:
         assert await pod.is_over() == phase
 
-    spec = {"restartPolicy": policy, "initContainers": [shell("side", OBEDIENT, restartPolicy="Always")],
-            "containers": [shell("job", script)]}  # fmt: skip
+    side = shell("side", OBEDIENT, restartPolicy="Always", startupProbe=EXISTS)
+    spec = {"restartPolicy": policy, "initContainers": [side], "containers": [shell("job", script)]}
     pod = run_pod(tmp_path, spec, scenario)
     in_order(pod, "job: over", "side: SIGTERM", "side: exited 0", f"pod: {phase}")
     assert pod["job"].restarts == ("again" in script)
@@ -97,7 +100,7 @@ def test_jobs(tmp_path: Path, policy: str, script: str, phase: str) -> None:
 
 def test_a_failed_liveness_probe_restarts_with_the_hook_first(tmp_path: Path) -> None:
     spec = {"containers": [shell(
-        "one", OBEDIENT,
+        "one", OBEDIENT, readinessProbe=EXISTS,
         livenessProbe={"exec": {"command": ["test", "!", "-e", "sick"]}, "periodSeconds": 0.01, "failureThreshold": 2},
         lifecycle={"preStop": {"exec": {"command": ["rm", "sick"]}}})]}  # fmt: skip
 
