@@ -105,22 +105,32 @@ class MetricsPage:
         own.count("scrapes_total", "The total number of scrapes.", 0)
 
     async def page(self, ask: Ask) -> Page:
-        """Raises Busy when too many are being made; nothing else."""
+        """Raises Busy when too many are being made; nothing else.
+
+        The time until it is this one's turn is time that the sources do not have any more.
+        """
         if self._waiting >= MAX_WAITING:
             raise Busy("too many metric pages are asked for at once")
         self._waiting += 1
+        ends = asyncio.get_running_loop().time() + source_timeout_s(ask.timeout)
         try:
-            async with self._turn:
-                return await self._make(ask)
+            async with asyncio.timeout_at(ends):
+                await self._turn.acquire()
+            try:
+                return await self._make(ask, ends)
+            finally:
+                self._turn.release()
+        except TimeoutError:
+            raise Busy("the metric pages that were asked for before take too long") from None
         finally:
             self._waiting -= 1
 
-    async def _make(self, ask: Ask) -> Page:
+    async def _make(self, ask: Ask, ends: float) -> Page:
         self._own.count("scrapes_total", "The total number of scrapes.")
         accepts = negotiate(ask.accept)
         budget = Budget(MAX_ALL_BODIES)
-        asked = [self._scrape(self._proxy, accepts.proxy, ask, budget)] if self._proxy is not None else []
-        asked += [self._scrape(target, accepts.application, ask, budget) for target in self._targets]
+        asked = [self._scrape(self._proxy, accepts.proxy, ask, budget, ends)] if self._proxy is not None else []
+        asked += [self._scrape(target, accepts.application, ask, budget, ends) for target in self._targets]
         answers = await asyncio.gather(*asked)
         documents = [answer for answer in answers if answer is not None]
         page = _page_format([each.format for each in documents if each.kind == "application"], accepts.openmetrics)
@@ -165,14 +175,14 @@ class MetricsPage:
             self._failed(document.kind, document.source, f"bad metrics: {error}")
             return [], 0
 
-    async def _scrape(self, source: Source, accept: str, ask: Ask, budget: Budget) -> _Document | None:
+    async def _scrape(self, source: Source, accept: str, ask: Ask, budget: Budget, ends: float) -> _Document | None:
         timeout_s = source_timeout_s(ask.timeout)
         path = f"{source.path}?{ask.query}" if source.kind == "envoy" and ask.query else source.path
         headers = [("accept", accept), ("accept-encoding", "identity")]
         headers += [("user-agent", ask.user_agent)] if ask.user_agent else []
         headers += [(TIMEOUT_HEADER, ask.timeout)] if ask.timeout else []
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(ends):
                 response = await _get(source, path, headers, timeout_s, budget)
             if response.status != 200:
                 raise HttpError(f"status {response.status}")

@@ -287,6 +287,25 @@ def test_pages_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
     assert asyncio.run(run()) == [True, True, True, True, False, True]
 
 
+def test_a_page_whose_turn_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that hangs holds the pages of others up only for as long as their scrapers wait."""
+    monkeypatch.setattr(page_module, "MAX_AT_ONCE", 1)
+
+    async def run() -> None:
+        async with Sources(hangs) as sources, asyncio.timeout(60):
+            page = MetricsPage(OwnMetrics(), proxy_port=sources.ports[0], targets=())
+            first = asyncio.get_running_loop().create_task(page.page(Ask(timeout="300")))
+            while not sources.heads[0]:
+                await asyncio.sleep(0)
+            with pytest.raises(Busy, match="take too long"):
+                await page.page(Ask(timeout="0.05"))
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            assert (await page.page(Ask(timeout="0.05"))).body  # the turn is free again
+
+    asyncio.run(run())
+
+
 def test_series_in_two_sources_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     page, _ = scrape(says("# TYPE x gauge\nx 1\n"), says("# TYPE x gauge\nx 2\n"), times=2)
     assert value(page, "x") == 1
