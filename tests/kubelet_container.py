@@ -77,21 +77,19 @@ class Container:
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
         self.pid = process.pid
-        if ROOT:
-            self.pid = await self.pod.until(f"process 1 of {self.name}", lambda: _first_child(process))
-        self.pod.note(self, "started")
-        watching = [self.pod.spawn(self._hook_and_probe(), f"{self.name}:probes")]
+        watching: list[asyncio.Task[None]] = []
         try:
+            if ROOT:
+                self.pid = await self.pod.until(f"process 1 of {self.name}", lambda: _first_child(process))
+            self.pod.note(self, "started")
+            watching.append(self.pod.spawn(self._hook_and_probe(), f"{self.name}:probes"))
             code = await process.wait()
             # What `unshare` (util-linux 2.38) makes of a process 1 that was killed by SIGKILL.
             killed = ROOT and code == 1 and self.err.endswith("unshare: sigprocmask unblock failed: Invalid argument\n")
             self.exits.append(-signal.SIGKILL if killed else code)
         finally:
             self.started = self.ready = False
-            if process.returncode is None:
-                # The test is over. A change of uid has cleared what `unshare` asked the kernel for, so it is not enough
-                # to kill that one.
-                self._signal(signal.SIGKILL)
+            await self._kill(process)
             self.pid = 0
             for task in watching:
                 task.cancel()
@@ -99,10 +97,19 @@ class Container:
             if self._killing is not None:
                 self._killing.cancel()
                 self._killing = None
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
         self.pod.note(self, f"exited {self.exits[-1]}")
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        """The test is over and the container is not. Its process 1 first: a change of uid has cleared what `unshare`
+        asked the kernel for, so the end of that one is not the end of its child.
+        """
+        if process.returncode is not None:
+            return
+        self.pid = _first_child(process) if ROOT else process.pid
+        self._signal(signal.SIGKILL)
+        if not self.pid:
+            process.kill()
+        await process.wait()
 
     async def _hook_and_probe(self) -> None:
         hook = self.spec.get("lifecycle", {}).get("postStart")
