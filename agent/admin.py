@@ -1,6 +1,7 @@
 """The proxy's admin port, as far as the agent uses it."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from agent.lifecycle.connections import Holder, statistics_name
 _MAX_HOLDERS = 100
 _MAX_DUMP = 32 * 1024 * 1024  # listeners of a large mesh
 
-# What reading a document raises that is not what it should be; the last one comes of nesting.
-_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MAX_TEXT = 256  # of a name in an answer, for logs and reports
+
+# What reading a document raises that is not what it should be; the last ones come of nesting and of Infinity.
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 class AdminError(Exception):
@@ -74,10 +77,10 @@ class Admin:
         try:
             return tuple(
                 Holder(
-                    str(row["listener"]), str(row["direction"]), str(row["peer"]), str(row["local"]),
-                    float(row["age"]), int(row["requests"]), int(row["active"]),
+                    _short(row["listener"]), _short(row["direction"]), _short(row["peer"]), _short(row["local"]),
+                    _finite(row["age"]), int(row["requests"]), int(row["active"]),
                 )
-                for row in json.loads(body)["connections"]
+                for row in json.loads(body)["connections"][:_MAX_HOLDERS]
             )  # fmt: skip
         except _NONSENSE as error:
             raise AdminError(f"GET /connections on admin port {self.port}: unexpected answer: {error!r}") from None
@@ -100,9 +103,9 @@ class Admin:
             body = await self._ask("GET", f"/config_dump?resource={resource}", timeout_s, _MAX_DUMP)
             try:
                 for listener in _listeners(json.loads(body)):
-                    direction = listener.get("traffic_direction", "UNSPECIFIED")
+                    direction = str(listener.get("traffic_direction", "UNSPECIFIED"))
                     address = listener["address"]["socket_address"]
-                    prefix = listener.get("stat_prefix", "")
+                    prefix = str(listener.get("stat_prefix", ""))
                     directions[statistics_name(address["address"], int(address["port_value"]), prefix)] = direction
             except _NONSENSE as error:
                 raise AdminError(f"GET /config_dump on admin port {self.port}: unexpected answer: {error!r}") from None
@@ -117,6 +120,18 @@ class Admin:
             said = response.body[:200].decode("utf-8", "replace").strip()
             raise Refused(f"{method} {target} on admin port {self.port}: status {response.status}: {said}")
         return response.body
+
+
+def _short(value: Any) -> str:
+    return str(value)[:_MAX_TEXT]
+
+
+def _finite(value: Any) -> float:
+    """Raises ValueError for NaN and infinity, which JSON has no words for."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"not a number: {value!r}")
+    return number
 
 
 def _listeners(dump: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

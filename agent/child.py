@@ -26,7 +26,6 @@ from agent.child_command import ChildCommand
 from agent.errors import ProxyDied
 from agent.lifecycle import capability
 from agent.lifecycle.output import Relay
-from agent.lifecycle.zombies import Zombies
 
 _PR_SET_PDEATHSIG = 1
 # How long a proxy has for its own end (flushing access logs; Envoy takes milliseconds): once after the admin port was
@@ -68,13 +67,19 @@ class ExitStatus:
 class Child:
     """One running proxy. Must live on a loop in the main thread: it is told of exits by SIGCHLD."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop, relay: Relay) -> None:
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        loop: asyncio.AbstractEventLoop,
+        relay: Relay,
+        others: Callable[[], None],
+    ) -> None:
         self.pid = process.pid
         self.exited: asyncio.Future[ExitStatus] = loop.create_future()
         self._process = process  # unreferenced, Popen would complain about a child that still runs
         self._loop = loop
         self._relay = relay
-        self._zombies = Zombies(loop, lambda: (self.pid,)) if os.getpid() == 1 else None
+        self._others = others
         self._pidfd = _pidfd_of(self.pid)
         if self._pidfd >= 0:
             loop.add_reader(self._pidfd, self._reap)
@@ -84,10 +89,17 @@ class Child:
         return f"<Child {self.pid} {self.exited.result() if self.exited.done() else 'running'}>"
 
     @classmethod
-    def start(cls, command: ChildCommand, loop: asyncio.AbstractEventLoop, run_as: int | None = None) -> "Child":
+    def start(
+        cls,
+        command: ChildCommand,
+        loop: asyncio.AbstractEventLoop,
+        run_as: int | None = None,
+        others: Callable[[], None] = lambda: None,
+    ) -> "Child":
         """Start the proxy with our environment and stdout (inherited, so that nothing stands in between and
         `/dev/stdout` in its configuration works). As uid and gid `run_as` when given, and then it may bind low ports.
 
+        `others` is called with every SIGCHLD: it may be about a process that is not the proxy.
         Raises ProxyDied with the reason when it cannot be started.
         """
         words = [*command.program, *command.arguments]
@@ -113,7 +125,7 @@ class Child:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ProxyDied(f"the proxy cannot be started: {words[0]}: {reason}") from None
         relay.spawned()
-        child = cls(process, loop, relay)
+        child = cls(process, loop, relay, others)
         child._reap()  # it may have ended before anybody watched
         return child
 
@@ -168,8 +180,6 @@ class Child:
         """Release what watches over it; it has ended, or been killed."""
         self._relay.close()
         self._unwatch()
-        if self._zombies is not None:
-            self._zombies.close()
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _unwatch(self) -> None:
@@ -180,8 +190,7 @@ class Child:
 
     def _some_child_ended(self) -> None:
         self._reap()
-        if self._zombies is not None:
-            self._zombies.child_ended()
+        self._others()
 
     def _reap(self) -> None:
         if self.exited.done():

@@ -64,11 +64,12 @@ class Drain:
 
     async def begin(self, *, skip_exit: bool = False) -> None:
         """Have the proxy drain; with `skip_exit` it never stops accepting. Raises AdminError when it did not answer."""
-        self._state = "draining"
-        self._began = self._loop.time()
+        began = self._loop.time()
         await self._admin.drain_listeners(
             inbound_only=self._settings.inbound_only, skip_exit=skip_exit, timeout_s=REQUEST_TIMEOUT_S
         )
+        if self._state == "running":
+            self._state, self._began = "draining", began
 
     async def run(self, child: Child, hurry: asyncio.Event) -> None:
         """The whole drain; back earlier when the proxy ends by itself or `hurry` is set.
@@ -77,6 +78,7 @@ class Drain:
         """
         settings = self._settings
         what = "inbound listeners" if settings.inbound_only else "listeners"
+        self._state, self._began = "draining", self._loop.time()
         try:
             await _unless(child, hurry, self.begin())
             if child.exited.done() or hurry.is_set():
@@ -151,7 +153,8 @@ class Drain:
 
     async def _until_zero(self, child: Child, hurry: asyncio.Event) -> None:
         settings = self._settings
-        began = self._began if self._began is not None else self._loop.time()
+        assert self._began is not None
+        began = self._began
         if settings.maximum_s is not None:
             self._ends = began + settings.maximum_s
         await wait_first(self._limited(settings.minimum_s), child.exited, hurry)

@@ -6,10 +6,13 @@ Not the standard library's logging: scopes with a level each, targets and the tw
 
 import json
 import os
+import select
+import stat
 import sys
 import time
 from collections.abc import Mapping
 
+from agent import terminal
 from agent.errors import UsageError, reason
 from agent.options import LogOptions
 
@@ -29,15 +32,98 @@ _MAX_UNKNOWN = 16
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: " ", 10: "\\n", 13: "\\r"}
 
 
+# How long a line waits for a reader that is slow. One that has stopped is waited for once, not with every line.
+_PATIENCE_MS = 100
+
+
+class _Output:
+    """A descriptor to which lines are written, never waiting for long: the agent has a proxy to look after, and a
+    container runtime that has stopped reading must not keep it from draining. What does not fit is lost, and counted.
+
+    Only a pipe, a terminal or a socket can make a writer wait. The first two are opened anew for O_NONBLOCK, which on
+    the description that we share with others would surprise them.
+    """
+
+    __slots__ = ("_file", "_identity", "_is_ours", "_lost", "_waits")
+
+    def __init__(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        self._identity = (status.st_dev, status.st_ino)
+        self._file, self._is_ours = descriptor, False
+        self._waits = stat.S_ISSOCK(status.st_mode)
+        self._lost = 0
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+            try:
+                self._file, self._is_ours = os.open(f"/proc/self/fd/{descriptor}", flags), True
+            except OSError:
+                self._waits = True  # another user's: looked at before each line instead
+
+    def is_still(self, descriptor: int) -> bool:
+        """Whether the number stands for the same file as before."""
+        status = os.fstat(descriptor)
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def close(self) -> None:
+        if self._is_ours:
+            os.close(self._file)
+
+    def write(self, data: bytes) -> None:
+        try:
+            if self._lost:
+                note = b"%d lines of the log were lost: nobody read it\n" % self._lost
+                if self._written(note, 0) < len(note):
+                    self._lost += 1
+                    return
+                self._lost = 0
+            if self._written(data, _PATIENCE_MS) < len(data):
+                self._lost += 1
+        except OSError:
+            pass  # Nobody reads any more (closed pipe) or the disk is full: no reason to stop supervising.
+
+    def _written(self, data: bytes, patience_ms: int) -> int:
+        """How many bytes of it were taken in time."""
+        done = 0
+        while done < len(data):
+            if self._waits and not _is_writable(self._file, patience_ms):
+                break
+            try:
+                done += os.write(self._file, data[done:])
+            except BlockingIOError:
+                if not _is_writable(self._file, patience_ms):
+                    break
+        return done
+
+
+def _is_writable(descriptor: int, patience_ms: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(patience_ms))
+
+
 class _Sink:
     """Where lines go and in which form; one for the process."""
 
-    __slots__ = ("as_json", "descriptors", "unknown_scopes")
+    __slots__ = ("_outputs", "as_json", "descriptors", "unknown_scopes")
 
     def __init__(self) -> None:
         self.descriptors: tuple[int, ...] = (_STDOUT,)
         self.as_json = False
         self.unknown_scopes: tuple[str, ...] = ()
+        self._outputs: dict[int, _Output] = {}
+
+    def output(self, descriptor: int) -> _Output | None:
+        """None for a descriptor that is not open."""
+        output = self._outputs.get(descriptor)
+        try:
+            if output is None or not output.is_still(descriptor):
+                if output is not None:
+                    output.close()
+                output = self._outputs[descriptor] = _Output(descriptor)
+        except OSError:
+            self._outputs.pop(descriptor, None)
+            return None
+        return output
 
 
 _sink = _Sink()
@@ -91,11 +177,9 @@ class Scope:
             line = "\t".join(part for part in parts if part) + "\n" + stack
         data = line.encode(errors="backslashreplace")
         for descriptor in _sink.descriptors:
-            try:
-                os.write(descriptor, data)
-            except OSError:
-                # Nobody reads any more (closed pipe) or the disk is full: no reason to stop supervising.
-                pass
+            output = _sink.output(descriptor)
+            if output is not None:
+                output.write(data)
 
 
 _scopes = {name: Scope(name) for name in SCOPES}
@@ -159,6 +243,10 @@ def _open(target: str) -> int:
         raise UsageError(f"--log_target: cannot write {target[:256]!r}: {reason(error)}") from None
 
 
-def writes_to_stderr() -> bool:
-    """Whether log lines already appear where command errors are printed."""
-    return _STDERR in _sink.descriptors
+def print_error(error: Exception) -> None:
+    """The last words of a command: on standard error, and in the log where that is another place."""
+    # Whoever does not read it must not keep the process from its end.
+    if _is_writable(_STDERR, _PATIENCE_MS):
+        terminal.print_error(str(error))
+    if _STDERR not in _sink.descriptors:
+        scope().error(str(error))

@@ -6,7 +6,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from agent import addresses, dns, effective, explain, launch, log, terminal, version
+from agent import addresses, dns, effective, explain, launch, log, version
 from agent.drain import DrainSettings
 from agent.flags import HELP, Parsed
 from agent.lifecycle.crash import ProxyCrashed
@@ -51,9 +51,7 @@ def run(parsed: Parsed) -> int:
     try:
         asyncio.run(supervise())
     except ProxyCrashed as error:
-        terminal.print_error(str(error))
-        if not log.writes_to_stderr():
-            _log.error(str(error))
+        log.print_error(error)
         return settings.drain.crash_exit_code
     return 0
 

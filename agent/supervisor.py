@@ -14,6 +14,7 @@ from agent.child_command import ChildCommand, shown
 from agent.drain import Drain, DrainSettings
 from agent.errors import AgentError
 from agent.lifecycle import crash, oom
+from agent.lifecycle.zombies import Zombies
 from agent.status.options import StatusOptions
 from agent.status.readiness import Readiness
 from agent.status.server import Hooks, StatusServer
@@ -73,6 +74,8 @@ class Supervisor:
             Hooks(quit=self._quit, drain=self._drain_now, drain_report=self._drain.report),
         )
         self._child: Child | None = None
+        # Process 1 of a container is the one to which orphans fall.
+        self._zombies = Zombies(asyncio.get_running_loop(), self._pids) if os.getpid() == 1 else None
         self._workload: WorkloadHealth | None = None
         self._signals = 0
         self._drained = False  # by /drain: the end needs no drain of its own
@@ -85,6 +88,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGCHLD, self._orphan_ended)  # until there is a proxy
+        self._orphan_ended()  # those of before
         try:
             # First of all, so that probes are answered from the beginning.
             if self._plan.status.port:
@@ -102,6 +107,15 @@ class Supervisor:
                 await self._workload.close()
             await self._readiness.close()
             await self._status.close()  # the last port that answers
+            if self._zombies is not None:
+                self._zombies.close()
+
+    def _pids(self) -> tuple[int, ...]:
+        return () if self._child is None else (self._child.pid,)
+
+    def _orphan_ended(self) -> None:
+        if self._zombies is not None:
+            self._zombies.child_ended()
 
     def _watch_workload(self) -> None:
         """On a VM nobody but us looks after the application. Until there is xDS the log alone tells of its health."""
@@ -121,7 +135,7 @@ class Supervisor:
         try:
             self._plan.write_bootstrap()
             _log.info(f"Proxy command: {shown((*command.program, *command.arguments))}")
-            child = self._child = Child.start(command, loop, self._plan.run_as)
+            child = self._child = Child.start(command, loop, self._plan.run_as, self._orphan_ended)
             await wait_first(None, child.exited, self._end)
             self._readiness.shut_down()
             if not (child.exited.done() or self._drained or self._skip_drain.is_set()):
@@ -170,9 +184,11 @@ class Supervisor:
         elif self._signals == 1:
             _log.info(f"received {name}: draining for {self._plan.drain}")
             self._end.set()
-        elif self._signals == 2:
+        elif self._signals == 2 and not (self._drained or self._skip_drain.is_set()):
             _log.info(f"received {name} again: the drain ends here")
             self._skip_drain.set()
+        elif self._signals == 2:
+            _log.info(f"received {name} again: the proxy is being ended already")
         else:
             _log.info(f"received {name} once more: the proxy is killed")
             self._kill.set()

@@ -55,6 +55,7 @@ async def converse(exchange: AnyExchange, streams: Streams, *, close: bool = Tru
         writer.write(exchange.request)
         while True:
             response = exchange.receive(await reader.read(READ_SIZE))
+            await asyncio.sleep(0)  # what has arrived already is read without a turn for others
             output = exchange.output()
             if output:
                 writer.write(output)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import h11
 
 MAX_HEAD = 64 * 1024
-READ_SIZE = 64 * 1024
+READ_SIZE = 16 * 1024  # between two turns of the event loop: chunks of a byte are thousands of events
+_MAX_INFORMATIONAL = 20  # responses before the real one
 
 Headers = Iterable[tuple[str, str]]
 
@@ -73,6 +74,7 @@ class Exchange:
         self._status = 0
         self._headers: tuple[tuple[bytes, bytes], ...] = ()
         self._size = 0
+        self._informational = 0
         self._body: list[bytes] = []
         fields = [("host", host), *headers]
         if not any(name.lower() == "user-agent" for name, _ in fields):
@@ -120,6 +122,10 @@ class Exchange:
                     return None
                 elif not isinstance(event, h11.InformationalResponse):
                     raise HttpError("bad response: the protocol was switched unasked")
+                else:
+                    self._informational += 1
+                    if self._informational > _MAX_INFORMATIONAL:
+                        raise HttpError("bad response: too many informational responses before it")
         except h11.RemoteProtocolError as error:
             if not data:
                 raise HttpError("connection closed before the response was complete") from None

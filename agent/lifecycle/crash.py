@@ -45,6 +45,9 @@ def _cause(status: ExitStatus, oom: MemoryCgroup | None, kills_before: int | Non
     # The shell's way to tell of a signal: a wrapper script was killed, or what it started.
     if status.status == 128 + signal.SIGKILL:
         return _kill(oom, kills_before)
+    kills = None if oom is None else oom.oom_kills()
+    if kills is not None and kills_before is not None and kills > kills_before:
+        return _kill(oom, kills_before)  # not its main process, but one of its workers
     return _STATUSES.get(status.status, "")
 
 

@@ -12,7 +12,7 @@ class Zombies:
     """Collects processes that nobody else waits for.
 
     Children that the agent started itself are waited for by whoever started them, within moments. So a zombie is
-    collected only if it was one already a second before.
+    collected only if it was one already a second before. Whoever handles SIGCHLD calls `child_ended`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ours: Callable[[], Collection[int]]) -> None:

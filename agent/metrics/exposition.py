@@ -4,6 +4,7 @@ Strict where a scraper is: one bad line makes it refuse a whole page, so a sourc
 Only what differs between the formats is rewritten; other lines stay as they are.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -17,6 +18,10 @@ class Format(Enum):
     @property
     def is_open(self) -> bool:
         return self is not Format.TEXT
+
+
+# Real series have a few hundred bytes. The labels of a line of megabytes would take a hundred times its size.
+MAX_LINE = 64 * 1024
 
 
 class BadDocument(Exception):
@@ -68,7 +73,12 @@ _SAMPLE = re.compile(
 )
 _LABEL_NAMES = re.compile(rb"(?:([a-zA-Z_][a-zA-Z0-9_]*+|%b)[ \t]*+=[ \t]*+)?(%b)" % (_QUOTED, _QUOTED))
 _COMMENT = re.compile(rb"#[ \t]*+(HELP|TYPE|UNIT)[ \t]++([a-zA-Z_:][a-zA-Z0-9_:]*+|%b)(?:[ \t]++([^\n]*+))?" % _QUOTED)
+_MAX_STAMP = 18  # characters: milliseconds are an int64
 _BAD_ESCAPE = re.compile(rb'\\(\\|"|n|)')
+_BAD_ESCAPE_OF_HELP = re.compile(rb"\\(\\|n|)")  # in the text format a quotation mark needs none
+# The label of each line of such a family that has to be a number.
+_BOUNDS = {b"histogram": b"le", b"gaugehistogram": b"le", b"summary": b"quantile"}
+_IS_NUMBER = re.compile(rb'"%b"' % _NUMBER)
 
 
 class Reader:
@@ -89,6 +99,8 @@ class Reader:
         """Raises BadDocument."""
         for line in lines:
             self._number += 1
+            if len(line) > MAX_LINE:
+                raise self._bad(f"longer than {MAX_LINE} bytes")
             if self._ended:
                 if line:
                     raise self._bad("something follows # EOF")
@@ -103,11 +115,19 @@ class Reader:
         """The families in the page's form, those without samples left out. Raises BadDocument before the first."""
         if self._source.is_open and not self._ended:
             raise BadDocument("it does not end with # EOF")
+        for family in self._families.values():
+            bound = _BOUNDS.get(family.kind)
+            if bound is not None:
+                for line in family.lines:
+                    _check_bound(line, bound)
         return self._all_families()
 
     def _all_families(self) -> Iterator[Family]:
         for family in self._families.values():
             if family.lines:
+                if family.help is not None and b"\\" in family.help:
+                    allowed = _BAD_ESCAPE if self._source.is_open else _BAD_ESCAPE_OF_HELP
+                    family.help = allowed.sub(_escape, family.help)
                 yield from self._converted(family) if self._convert else (family,)
 
     def _bad(self, what: str) -> BadDocument:
@@ -161,7 +181,9 @@ class Reader:
         match = _SAMPLE.fullmatch(line)
         if match is None:
             raise self._bad(f"not a sample: {_shown(line)}")
-        name, labels, named_labels, _, stamp, exemplar = match.groups()
+        name, labels, named_labels, number, stamp, exemplar = match.groups()
+        if _overflows(number) or (stamp is not None and self._is_too_long(stamp)):
+            raise self._bad(f"number is out of range: {_shown(line)}")
         labels = labels or named_labels or b""
         if b"," in labels or named_labels:
             pairs = _LABEL_NAMES.findall(labels)
@@ -177,6 +199,8 @@ class Reader:
                 raise self._bad(f"not a sample: {_shown(line)}")
         if b"\\" in line:
             line = _BAD_ESCAPE.sub(_escape, line)
+        if line[-1] in b" \t":
+            line = line.rstrip(b" \t")  # a blank at the end announces a timestamp to some
         family = self._family_of.get(name) or self._family(name)
         if self._convert:
             if self._source.is_open and family.kind in _CREATED and name == family.name + b"_created":
@@ -186,6 +210,9 @@ class Reader:
             if stamp is not None:
                 line = line[: match.start(5)].rstrip() + b" " + self._stamp(stamp)
         family.lines.append(line)
+
+    def _is_too_long(self, stamp: bytes) -> bool:
+        return _overflows(stamp) if self._source.is_open else len(stamp) > _MAX_STAMP
 
     def _stamp(self, stamp: bytes) -> bytes:
         """Milliseconds in the text format, seconds in OpenMetrics."""
@@ -256,6 +283,19 @@ def series_key(line: bytes, family: Family) -> bytes:
     kept = sorted((name, value) for name, value in pairs if not (parts and name in (b"le", b"quantile")))
     name = b"" if parts else match[1] or b""
     return name + b"{" + b",".join(name + b"=" + value for name, value in kept)
+
+
+def _check_bound(line: bytes, label: bytes) -> None:
+    """Raises BadDocument when the label is there and no number."""
+    match = _SAMPLE.match(line) if label in line else None
+    for name, value in _LABEL_NAMES.findall(match[2] or match[3] or b"") if match else ():
+        if name == label and (not _IS_NUMBER.fullmatch(value) or _overflows(value[1:-1])):
+            raise BadDocument(f"{label.decode()} is not a number: {_shown(line)}")
+
+
+def _overflows(number: bytes) -> bool:
+    """Whether it is too large for a float; a scraper takes infinity only by its name."""
+    return (b"e" in number or b"E" in number or len(number) > 300) and math.isinf(float(number))
 
 
 def _escape(match: re.Match[bytes]) -> bytes:

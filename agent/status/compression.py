@@ -10,13 +10,13 @@ _GZIP_OR_ZLIB = 47
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether a client with that Accept-Encoding takes gzip (RFC 9110 12.5.3)."""
+    """Whether a client with that Accept-Encoding takes gzip (RFC 9110 12.5.3: its name says more than an asterisk)."""
+    taken: dict[str, bool] = {}
     for element in accept_encoding.lower().split(",")[:32]:
         coding, *parameters = (part.strip() for part in element.split(";"))
-        if coding in ("gzip", "x-gzip", "*"):
-            weight = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
-            return any(digit in "123456789" for digit in weight)
-    return False
+        weight = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
+        taken.setdefault(coding.removeprefix("x-"), any(digit in "123456789" for digit in weight))
+    return taken.get("gzip", taken.get("*", False))
 
 
 async def gzip(data: bytes) -> bytes:

@@ -24,6 +24,8 @@ IDLE_TIMEOUT_S = 600.0
 _READ_SIZE = 16 * 1024
 _WRITE_SIZE = 64 * 1024  # a client has REQUEST_TIMEOUT_S for each such piece of a response
 _RESPONSE_TIMEOUT_S = 60.0  # and this for all of it
+# Of bodies on their way to clients, all together. Whoever reads slowly holds one; the oldest are cut to make room.
+MAX_UNSENT = 48 * 1024 * 1024
 _MIN_COMPRESSED = 1024
 _LINGER_S = 1.0
 CLOSE_S = 1.0  # for responses under way when the server closes: a probe that hangs must not hold the exit
@@ -66,7 +68,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 class _Connection:
     """One client. It is busy from the moment its request is complete until the response has left."""
 
-    __slots__ = ("busy", "peer", "protocol", "reader", "since", "task", "writer")
+    __slots__ = ("busy", "peer", "protocol", "reader", "since", "task", "unsent", "writer")
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, since: float) -> None:
         self.reader = reader
@@ -75,6 +77,7 @@ class _Connection:
         self.peer = _peer(writer)
         self.busy = False
         self.since = since  # when it was opened or last answered
+        self.unsent = 0  # bytes of the response that is on its way
         self.task: asyncio.Task[None] | None = None
 
 
@@ -129,9 +132,9 @@ class HttpServer:
 
     def _evict(self) -> bool:
         """Make room: idle clients and slow ones must not keep a probe out, nor those that have stopped waiting for a
-        response (they closed, as kubelet does at its timeout). False when every connection is busy.
+        response (they closed, as kubelet does at its timeout) or do not read it. False when every handler is at work.
         """
-        idle = [c for c in self._connections if not c.busy or c.reader.at_eof()]
+        idle = [c for c in self._connections if not c.busy or c.reader.at_eof() or c.unsent]
         if not idle:
             return False
         oldest = min(idle, key=lambda c: (c.busy, c.since))
@@ -236,9 +239,29 @@ class HttpServer:
         if body and method != "HEAD":
             parts.append(protocol.send(h11.Data(data=body)))
         parts.append(protocol.send(h11.EndOfMessage()))
+        data = b"".join(part for part in parts if part)
+        del body, reply, parts
         connection.busy = True
-        async with asyncio.timeout(_RESPONSE_TIMEOUT_S):
-            await _write(connection.writer, b"".join(part for part in parts if part))
+        self._make_room(connection, len(data))
+        try:
+            async with asyncio.timeout(_RESPONSE_TIMEOUT_S):
+                await _write(connection.writer, data)
+        finally:
+            connection.unsent = 0
+
+    def _make_room(self, connection: _Connection, size: int) -> None:
+        """Note that `size` bytes wait to be sent; whoever has waited longest gives way when that is too much."""
+        connection.unsent = size
+        connection.since = asyncio.get_running_loop().time()
+        unsent = sum(each.unsent for each in self._connections)
+        for slow in sorted(self._connections, key=lambda each: each.since):
+            if unsent <= MAX_UNSENT or slow is connection:
+                return
+            if slow.unsent and slow.task is not None:
+                unsent -= slow.unsent
+                slow.unsent = 0
+                slow.writer.transport.abort()
+                slow.task.cancel()
 
     async def _linger(self, connection: _Connection) -> None:
         """Drop what a refused client still sends: a close at once would be a reset, and it would not see why."""

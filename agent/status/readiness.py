@@ -110,8 +110,8 @@ class Readiness:
 
     def _checked(self, task: "asyncio.Task[str]") -> None:
         self._checking = None
-        if task.cancelled():
-            return
+        if task.cancelled() or self._shutting_down:
+            return  # nobody is told "ready" any more
         why, now = task.result(), self._now()
         if not why:
             self._ready_after_s = now - self._started_at

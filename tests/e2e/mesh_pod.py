@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,30 @@ from tests.kubelet import Image, Kubelet
 from tests.netns.netns import REPOSITORY, Namespace, require, require_python
 
 POD, OUTSIDE = "10.9.9.9", "10.9.9.1"
+POD6, OUTSIDE6 = "fd00:9::9", "fd00:9::1"
 PORT = 9080  # of the application, and of the service outside
 PROXY_UID = 1337
 READY = {"httpGet": {"path": "/healthz/ready", "port": 15021}, "periodSeconds": 0.05, "timeoutSeconds": 3}
 CAPTURE = ["-p", "15001", "-z", "15006", "-u", str(PROXY_UID), "-m", "REDIRECT", "-i", "*", "-b", "*", "-d",
            "15090,15021,15020"]  # fmt: skip
 PYTHON = {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Of the pod and of the service outside, the primary family first."""
+
+    pod: tuple[str, ...]
+    outside: tuple[str, ...]
+
+    def each(self, v4: str, v6: str) -> list[str]:
+        """What a listener or cluster has in each family of the pod."""
+        return [v6 if ":" in address else v4 for address in self.pod]
+
+
+IPV4 = Addresses((POD,), (OUTSIDE,))
+IPV6 = Addresses((POD6,), (OUTSIDE6,))
+DUAL_STACK = Addresses((POD, POD6), (OUTSIDE, OUTSIDE6))
 IMAGES = {
     "proxyv2": Image([sys.executable, "-m", "agent"], PYTHON),
     "python": Image([sys.executable, "-c"], PYTHON),
@@ -54,7 +73,7 @@ async def main():
     end = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, end.set)
-    async with await asyncio.start_server(serve, "0.0.0.0", 9080):
+    async with await asyncio.start_server(serve, None, 9080):
         open("up", "w").close()
         await end.wait()
         while busy or loop.time() - last < 0.3:
@@ -71,8 +90,11 @@ print(response.status, response.getheader("server"))
 """
 
 
-def proxy_config(access_log: bool = True) -> dict[str, Any]:
+def proxy_config(access_log: bool = True, addresses: Addresses = IPV4) -> dict[str, Any]:
     """A configuration as istiod's, reduced to what a pod with one HTTP port and one HTTP service needs."""
+    wildcards = addresses.each("0.0.0.0", "::")
+    loopback = addresses.each("127.0.0.1", "::1")[0]
+    sources = addresses.each("127.0.0.6", "::6")
 
     def address(host: str, port: int) -> dict[str, Any]:
         return {"socket_address": {"address": host, "port_value": port}}
@@ -99,10 +121,12 @@ def proxy_config(access_log: bool = True) -> dict[str, Any]:
         return {"filters": [{"name": "http", "typed_config": manager}]}
 
     def listener(name: str, port: int, chain: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"name": name, "address": address("0.0.0.0", port), "filter_chains": [chain], **more}
+        others = [{"address": address(host, port)} for host in wildcards[1:]]
+        more = {**more, "additional_addresses": others} if others else more
+        return {"name": name, "address": address(wildcards[0], port), "filter_chains": [chain], **more}
 
     def static(name: str, port: int) -> dict[str, Any]:
-        endpoint = {"endpoint": {"address": address("127.0.0.1", port)}}
+        endpoint = {"endpoint": {"address": address(loopback, port)}}
         return {
             "name": name, "type": "STATIC", "connect_timeout": "1s",
             "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
@@ -123,7 +147,7 @@ def proxy_config(access_log: bool = True) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "node": {"id": "sidecar~10.9.9.9~p.default~default.svc.cluster.local", "cluster": "app.default"},
-        "admin": {"address": address("127.0.0.1", 15000)},
+        "admin": {"address": address(loopback, 15000)},
         "static_resources": {
             "listeners": [
                 listener("metrics", 15090, http("metrics", "prometheus_stats", "/stats/prometheus")),
@@ -133,7 +157,7 @@ def proxy_config(access_log: bool = True) -> dict[str, Any]:
                     use_original_dst=True, traffic_direction="OUTBOUND",
                 ),
                 listener(
-                    f"0.0.0.0_{PORT}", PORT, http("outbound", "PassthroughCluster"),
+                    f"{wildcards[0]}_{PORT}", PORT, http("outbound", "PassthroughCluster"),
                     bind_to_port=False, traffic_direction="OUTBOUND",
                 ),
                 listener(
@@ -147,7 +171,12 @@ def proxy_config(access_log: bool = True) -> dict[str, Any]:
                 original("PassthroughCluster"),
                 original(
                     "InboundPassthroughCluster",
-                    upstream_bind_config={"source_address": {"address": "127.0.0.6", "port_value": 0}},
+                    upstream_bind_config={
+                        "source_address": {"address": sources[0], "port_value": 0},
+                        "extra_source_addresses": [
+                            {"address": {"address": host, "port_value": 0}} for host in sources[1:]
+                        ],
+                    },
                 ),
             ],
         },
@@ -157,10 +186,12 @@ def proxy_config(access_log: bool = True) -> dict[str, Any]:
 class World:
     """Two namespaces joined by a cable: the pod's, captured, and everything else's, where a service answers."""
 
-    def __init__(self, pod: Namespace, outside: Namespace, folder: Path, binary: str) -> None:
-        self.pod, self.outside, self.folder, self.binary = pod, outside, folder, binary
+    def __init__(
+        self, pod: Namespace, outside: Namespace, folder: Path, binary: str, addresses: Addresses = IPV4
+    ) -> None:
+        self.pod, self.outside, self.folder, self.binary, self.addresses = pod, outside, folder, binary, addresses
         self.config = folder / "envoy.json"
-        self.config.write_text(json.dumps(proxy_config()))
+        self.config.write_text(json.dumps(proxy_config(addresses=addresses)))
         self._runs = 0
 
     def sidecar(self, env: dict[str, str] | None = None, *, native: bool = False, hold: bool = False,
@@ -216,8 +247,8 @@ class World:
         folder = self.folder / f"pod{self._runs}"
 
         async def play() -> Kubelet:
-            async with serving(self.outside), Kubelet(
-                manifest, IMAGES, folder, network=self.pod, node=self.outside, ip=POD
+            async with serving(self.outside, self.addresses.outside), Kubelet(
+                manifest, IMAGES, folder, network=self.pod, node=self.outside, ips=self.addresses.pod
             ) as pod:  # fmt: skip
                 await scenario(pod)
             return pod
@@ -229,7 +260,7 @@ class World:
 
 
 @contextlib.contextmanager
-def public_world(kind: str) -> Iterator[World]:
+def public_world(kind: str, addresses: Addresses = IPV4) -> Iterator[World]:
     """As root only; in a folder that the proxy's user can enter. `kind`: envoy or pysidecar."""
     require()
     require_python(PROXY_UID)
@@ -242,24 +273,30 @@ def public_world(kind: str) -> Iterator[World]:
         folder = Path(name)
         folder.chmod(0o755)
         pod, outside = stack.enter_context(Namespace()), stack.enter_context(Namespace())
-        pod.connect(outside, "eth0", [f"{POD}/24"], [f"{OUTSIDE}/24"])
-        done = pod.python("-m", "init", *CAPTURE)
+        prefixed = [
+            [f"{each}/{64 if ':' in each else 24}" for each in side] for side in (addresses.pod, addresses.outside)
+        ]
+        pod.connect(outside, "eth0", *prefixed)
+        done = pod.python("-m", "init", *CAPTURE, *(["--dual-stack"] if len(addresses.pod) > 1 else []))
         assert done.returncode == 0, done.stderr
-        yield World(pod, outside, folder, binary)
+        yield World(pod, outside, folder, binary, addresses)
 
 
 class serving:
     """The service outside: answers every request with 200 and keeps connections open."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, addresses: tuple[str, ...]) -> None:
         with namespace.entered():
-            self._socket = socket.create_server((OUTSIDE, PORT), backlog=128)
+            self._sockets = [
+                socket.create_server((each, PORT), family=_family(each), backlog=128) for each in addresses
+            ]  # fmt: skip
 
     async def __aenter__(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=self._socket)
+        self._servers = [await asyncio.start_server(self._serve, sock=each) for each in self._sockets]
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        for server in self._servers:
+            server.close()
 
     @staticmethod
     async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -268,6 +305,10 @@ class serving:
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             writer.close()
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Client:
@@ -285,8 +326,8 @@ class Client:
     def address(self) -> str:
         """Our end of the connection."""
         assert self._writer is not None
-        host, port = self._writer.get_extra_info("sockname")
-        return f"{host}:{port}"
+        host, port = self._writer.get_extra_info("sockname")[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def get(self, path: str = "/") -> None:
         """One request; whatever is not a whole 200 is a failure."""
@@ -324,7 +365,7 @@ class Client:
 
     async def _connect(self) -> None:
         with self._namespace.entered():
-            sock = socket.socket()
+            sock = socket.socket(_family(self._host))
         sock.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(sock, (self._host, PORT))

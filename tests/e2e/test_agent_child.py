@@ -1,6 +1,7 @@
 """`pilot-agent proxy` over small scripts in place of a proxy: bad configuration, bad programs, bad manners."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.agent_pod import AgentPod, binary_of, eventually, fetch
+from tests.e2e.agent_pod import ROOT, AgentPod, binary_of, eventually, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -180,6 +181,60 @@ def test_what_a_proxy_leaves_in_its_group_is_killed(make_pod: MakePod, end: str)
     pod = make_pod(f"if os.fork() == 0:\n    while True: time.sleep(3600)\n{end}")
     pod.start()
     assert pod.ended() == 255  # and close() finds nothing
+
+
+@pytest.mark.parametrize("module", ["agent.addresses", "asyncio", "agent.supervisor", "agent.metrics.page"])
+def test_two_signals_during_the_start(make_pod: MakePod, module: str) -> None:
+    """The first when `module` is imported, the second on the way out: an orderly end, without a word, nothing left."""
+    pod = make_pod(RUN, terminationDrainDuration="0s")
+    (pod.directory / "sitecustomize.py").write_text(
+        "import atexit, os, signal, sys\n"
+        "def terminate(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def hook(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == {module!r}:\n"
+        "        atexit.register(terminate)\n"
+        "        terminate()\n"
+        "sys.addaudithook(hook)\n"
+    )
+    pod.start(PYTHONPATH=f"{pod.directory}:{ROOT}")
+    assert pod.ended() == 0
+    assert pod.err == ""
+    assert "program started" not in pod.out
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
+    """The end to write to of a pipe that nobody reads."""
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, b"x" * fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
+        os.set_inheritable(write_end, True)
+        yield write_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_nobody_reads_standard_output(make_pod: MakePod) -> None:
+    """A container runtime whose reader hangs: the agent still answers, drains and ends."""
+    pod = make_pod(STUBBORN.replace("print('program started', flush=True)\n", ""), terminationDrainDuration="0s")
+    with full_pipe() as pipe:
+        pod.start(through=["sh", "-c", 'exec "$@" >/proc/$PPID/fd/$FD', "sh"], FD=str(pipe))
+        eventually("an answer", lambda: fetch(pod.status, "/healthz/ready")[0] == 503)
+        pod.child()
+        for _ in range(3):
+            pod.signal(signal.SIGTERM)
+            fetch(pod.status, "/healthz/ready")  # it has seen the signal when it answers
+        assert pod.ended() == 0
+
+
+def test_nobody_reads_standard_error(make_pod: MakePod) -> None:
+    """Nor do the last words of an agent whose proxy died keep the container from its restart."""
+    pod = make_pod("sys.exit(3)")
+    with full_pipe() as pipe:
+        pod.start(through=["sh", "-c", 'exec "$@" 2>/proc/$PPID/fd/$FD', "sh"], FD=str(pipe))
+        assert pod.ended() == 255
+    assert "the proxy exited with status 3 before it was ready" in pod.out
 
 
 def test_annotations_and_mesh_configuration_are_read(make_pod: MakePod) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh_pod import APPLICATION, CALL, OUTSIDE, POD, Client, World, public_world, status_page
+from tests.e2e.mesh_pod import APPLICATION, CALL, OUTSIDE, POD, READY, Client, World, public_world, status_page
 from tests.e2e.test_kubelet import in_order
 from tests.kubelet import Kubelet
 
@@ -58,6 +58,8 @@ def test_stop_under_load(both: World) -> None:
         await pod.until("some load", lambda: all(client.requests > 20 for client in inbound))
         deleting = pod.spawn(pod.delete(), "delete")
         await pod.until("announcements", lambda: all(client.announced for client in inbound))
+        asked = [client.requests for client in outbound]
+        await pod.until("outbound", lambda: all(c.requests > n + 5 for c, n in zip(outbound, asked, strict=True)))
         assert not any(client.announced for client in outbound)
         gone.set()
         await asyncio.gather(*work)
@@ -233,9 +235,14 @@ def test_a_crash_as_the_real_program_takes_it(ours: World) -> None:
     assert "Error: the proxy was killed by SIGKILL (9); likely cause: " in pod["istio-proxy"].err
 
 
-def test_orphans_of_process_1_are_collected(ours: World) -> None:
+@pytest.mark.parametrize("proxy", [True, False])
+def test_orphans_of_process_1_are_collected(ours: World, proxy: bool) -> None:
     """Somebody's `kubectl exec` leaves a process behind; the agent, process 1, collects it when it ends."""
-    spec = {"containers": [ours.sidecar(), ours.application()]}
+    sidecar = ours.sidecar({} if proxy else {"DISABLE_ENVOY": "true"})
+    if not proxy:
+        for probe in ("startupProbe", "readinessProbe"):
+            sidecar[probe] = {**READY, "httpGet": {"path": "/healthz/ready", "port": 15020}}
+    spec = {"containers": [sidecar, ours.application()]}
 
     async def scenario(pod: Kubelet) -> None:
         await pod.is_ready()
@@ -245,8 +252,8 @@ def test_orphans_of_process_1_are_collected(ours: World) -> None:
         process = await asyncio.create_subprocess_exec(*inside, "sh", "-c", "sleep 0.3 &")
         await process.wait()
         children = Path(f"/proc/{agent}/task/{agent}/children")
-        await pod.until("an orphan", lambda: len(children.read_text().split()) == 2)
-        await pod.until("its collection", lambda: len(children.read_text().split()) == 1)
+        await pod.until("an orphan", lambda: len(children.read_text().split()) == 1 + proxy)
+        await pod.until("its collection", lambda: len(children.read_text().split()) == proxy)
         await pod.delete()
 
     ours.run(spec, scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tests.kubelet import Image, Kubelet
 IMAGES = {"shell": Image(["/bin/sh", "-c"])}
 OBEDIENT = "trap 'exit 0' TERM; echo up > up; while :; do sleep 0.01; done"
 DEAF = "trap '' TERM; echo up > up; while :; do sleep 0.01; done"
+
+
+EXISTS = {"exec": {"command": ["test", "-e", "up"]}, "periodSeconds": 0.01, "failureThreshold": 1000}
 
 
 def shell(name: str, script: str, **fields: Any) -> dict[str, Any]:
@@ -41,15 +45,15 @@ def in_order(pod: Kubelet, *events: str) -> None:
 
 
 def test_init_containers_then_hooks_then_probes(tmp_path: Path) -> None:
-    exists = {"exec": {"command": ["test", "-e", "up"]}, "periodSeconds": 0.01}
     spec = {
         "restartPolicy": "Always",
-        "initContainers": [shell("init", "exit 0"), shell("side", OBEDIENT, restartPolicy="Always",
-                                                          startupProbe={**exists, "failureThreshold": 1000})],
+        "initContainers": [shell("init", "exit 0"),
+                           shell("side", OBEDIENT, restartPolicy="Always", startupProbe=EXISTS)],
         "containers": [
             shell("first", OBEDIENT, lifecycle={"postStart": {"exec": {"command": ["sh", "-c", "echo $APP > hook"]}}},
-                  env=[{"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}]),
-            shell("second", OBEDIENT, readinessProbe={**exists, "failureThreshold": 1000}),
+                  env=[{"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}],
+                  readinessProbe=EXISTS),
+            shell("second", OBEDIENT, readinessProbe=EXISTS),
         ],
     }  # fmt: skip
 
@@ -87,8 +91,8 @@ def test_jobs(tmp_path: Path, policy: str, script: str, phase: str) -> None:
     async def scenario(pod: Kubelet) -> None:
         assert await pod.is_over() == phase
 
-    spec = {"restartPolicy": policy, "initContainers": [shell("side", OBEDIENT, restartPolicy="Always")],
-            "containers": [shell("job", script)]}  # fmt: skip
+    side = shell("side", OBEDIENT, restartPolicy="Always", startupProbe=EXISTS)
+    spec = {"restartPolicy": policy, "initContainers": [side], "containers": [shell("job", script)]}
     pod = run_pod(tmp_path, spec, scenario)
     in_order(pod, "job: over", "side: SIGTERM", "side: exited 0", f"pod: {phase}")
     assert pod["job"].restarts == ("again" in script)
@@ -96,7 +100,7 @@ def test_jobs(tmp_path: Path, policy: str, script: str, phase: str) -> None:
 
 def test_a_failed_liveness_probe_restarts_with_the_hook_first(tmp_path: Path) -> None:
     spec = {"containers": [shell(
-        "one", OBEDIENT,
+        "one", OBEDIENT, readinessProbe=EXISTS,
         livenessProbe={"exec": {"command": ["test", "!", "-e", "sick"]}, "periodSeconds": 0.01, "failureThreshold": 2},
         lifecycle={"preStop": {"exec": {"command": ["rm", "sick"]}}})]}  # fmt: skip
 
@@ -110,15 +114,22 @@ def test_a_failed_liveness_probe_restarts_with_the_hook_first(tmp_path: Path) ->
     in_order(pod, "one: liveness probe failed", "one: preStop", "one: SIGTERM", "one: exited 0", "one: started")
 
 
-def test_what_a_container_started_ends_with_it(tmp_path: Path) -> None:
-    """As root: the processes of a container are in a namespace of their own."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_container_started_ends_with_it(tmp_path: Path, fails: bool) -> None:
+    """As root: the processes of a container are in a namespace of their own. Nor does a test that fails leave any."""
 
     async def scenario(pod: Kubelet) -> None:
         await pod.until("a child", lambda: (pod["one"].folder / "child").exists())
+        if fails:
+            raise AssertionError("the scenario")
         await pod.delete(grace=0)
 
+    tmp_path.parent.chmod(0o755)
     marker = f"4{tmp_path.stat().st_ino}.5"
-    run_pod(tmp_path, {"containers": [shell("one", f"sleep {marker} & touch child; wait")]}, scenario)
+    user = {"securityContext": {"runAsUser": 1000}}
+    spec = {"containers": [shell("one", f"sleep {marker} & touch child; wait", **user)]}
+    with pytest.raises(AssertionError, match="the scenario") if fails else contextlib.nullcontext():
+        run_pod(tmp_path, spec, scenario)
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _read(p)]
     assert not left
 

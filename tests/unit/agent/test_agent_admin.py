@@ -65,7 +65,9 @@ def test_who_is_connected(answers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "body",
     ["", "no json", "[]", "{}", '{"connections": 5}', '{"connections": [{}]}', '{"connections": [5]}', "[" * 100_000,
-     json.dumps({"connections": [{**ROW, "age": "x"}]}), b"\xff\xfe"],
+     json.dumps({"connections": [{**ROW, "age": "x"}]}), b"\xff\xfe",
+     json.dumps({"connections": [{**ROW, "age": float("nan")}]}),
+     json.dumps({"connections": [{**ROW, "requests": float("inf")}]})],
 )  # fmt: skip
 def test_nonsense_is_an_error_that_says_so(answers: dict[str, Any], body: str | bytes) -> None:
     answers[CONNECTIONS] = body
@@ -76,6 +78,19 @@ def test_nonsense_is_an_error_that_says_so(answers: dict[str, Any], body: str | 
     if body not in ("{}",) and b"connections" not in (body if isinstance(body, bytes) else body.encode()):
         with pytest.raises(AdminError, match="GET /config_dump on admin port 15000: unexpected answer"):
             ask("listener_directions", 1.0)
+
+
+def test_answers_are_bounded_and_of_the_types_that_are_expected(answers: dict[str, Any]) -> None:
+    answers[CONNECTIONS] = json.dumps({"connections": [{**ROW, "peer": "p" * 100_000, "direction": 5}] * 200})
+    found = ask("connections", 1.0)
+    assert len(found) == 100
+    assert found[0].peer == "p" * 256 and found[0].direction == "5"
+    address = {"socket_address": {"address": "::", "port_value": 80}}
+    for resource in ("static", "dynamic"):
+        answers[f"/config_dump?resource={resource}_listeners"] = json.dumps(
+            {"configs": [{"listener": {"address": address, "traffic_direction": 7}}]}
+        )
+    assert ask("listener_directions", 1.0) == {"[__]_80": "7"}
 
 
 def test_directions_by_the_names_of_statistics(answers: dict[str, Any]) -> None:

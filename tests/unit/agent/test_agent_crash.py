@@ -88,6 +88,9 @@ def test_out_of_memory_is_told_from_somebodys_kill(tmp_path: Path) -> None:
     assert "the memory cgroup is not readable" in crash.describe(KILLED, "", None, None, [])
     # A wrapper script passes the death on as a status.
     assert "out of memory: " in crash.describe(ExitStatus(137, 0), "", cgroup, 1, [])
+    # It ended because one of its workers was killed.
+    assert "out of memory: " in crash.describe(ExitStatus(1, 0), "", cgroup, 1, [])
+    assert "likely cause" not in crash.describe(ExitStatus(1, 0), "", cgroup, 2, [])
 
 
 def test_everything_in_one_line(tmp_path: Path) -> None:

@@ -305,3 +305,15 @@ def test_drain_without_an_end() -> None:
         assert scene.drain.report()["draining"] is True
 
     play(scenario)
+
+
+def test_a_drain_that_was_refused_has_not_begun() -> None:
+    async def scenario() -> None:
+        scene = Scene(until_zero(), lambda _: {})
+        scene.admin.refuses_drain = True
+        with pytest.raises(AdminError):
+            await scene.drain.begin(skip_exit=True)
+        assert scene.drain.report()["state"] == "running"
+        assert scene.drain.report()["since_seconds"] is None
+
+    play(scenario)

@@ -115,6 +115,7 @@ def test_request_bytes() -> None:
         (b"", "connection closed before the response"),
         (b"SSH-2.0-x\r\n\r\n", "bad response"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nrea", "connection closed before"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 21 + OK, "too many informational responses"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 101, "response body is larger than 100 bytes"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"x" * 1_000_000, "bad response"),
     ],

@@ -1,7 +1,10 @@
 """Log lines: Istio's two forms, scopes, levels."""
 
+import fcntl
 import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +95,55 @@ def test_scopes_of_istiod_are_no_error(tmp_path: Path) -> None:
         written(tmp_path / "log", "model:loud")
     with pytest.raises(UsageError, match="--log_stacktrace_level: unknown level 'debug:info'"):
         written(tmp_path / "log", stack="default:debug:info")
+
+
+def test_a_reader_that_has_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that does not fit is lost; how many were is said when somebody reads again."""
+    waits: list[int] = []
+
+    def writable(descriptor: int, patience_ms: int) -> bool:
+        waits.append(patience_ms)
+        return False
+
+    monkeypatch.setattr(log, "_is_writable", writable)
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    os.write(write_end, b"x" * fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
+    monkeypatch.setattr(log._sink, "descriptors", (write_end,))
+    scope = log.scope()
+    try:
+        for _ in range(5):
+            scope.info("lost")
+        assert waits == [log._PATIENCE_MS, 0, 0, 0, 0]
+        os.read(read_end, 1 << 20)
+        scope.info("after")
+        told, after = os.read(read_end, 65536).decode().splitlines()
+        assert told == "5 lines of the log were lost: nobody read it"
+        assert after.endswith("\tinfo\tafter")
+        assert os.get_blocking(write_end)
+    finally:
+        for end in (read_end, write_end):
+            os.close(end)
+
+
+def test_a_pipe_that_may_not_be_opened_anew_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output of another user; or a socket, as from systemd."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    monkeypatch.setattr(log._sink, "descriptors", (ours.fileno(),))
+    monkeypatch.setattr(log, "_PATIENCE_MS", 1)
+    with ours, theirs:
+        for number in range(2000):
+            log.scope().info(f"{number:04d}{'x' * 100}")  # would block for ever
+        theirs.setblocking(False)
+        assert b"0000xxx" in theirs.recv(65536)
+
+
+def test_a_descriptor_that_is_not_open_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(log._sink, "descriptors", (write_end,))
+    log.scope().info("first")
+    os.close(write_end)
+    log.scope().info("nowhere")
+    os.read(read_end, 65536)
+    os.close(read_end)

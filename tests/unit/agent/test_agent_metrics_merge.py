@@ -192,12 +192,33 @@ def test_quoted_names() -> None:
         "a 1,5",
         "a 1\r",
         "a\x000 1",
+        "a 1e999",
+        f"a {'9' * 400}",
+        "a 1 9999999999999999999",
     ],
 )
 def test_one_bad_line_is_a_bad_document(line: str) -> None:
     reader = Reader(TEXT, TEXT)
     with pytest.raises(BadDocument, match="line 2: "):
         reader.feed([b"good 1", line.encode()])
+
+
+@pytest.mark.parametrize("kind", ["histogram", "summary"])
+@pytest.mark.parametrize("bound", ["x", "+Inf ", "1e999", ""])
+def test_a_bucket_or_quantile_that_is_no_number(kind: str, bound: str) -> None:
+    label, name = ("le", "a_bucket") if kind == "histogram" else ("quantile", "a")
+    document = f'# TYPE a {kind}\n{name}{{b="{label}=\\"x\\"",{label}="%s"}} 1\na_sum 1\na_count 1\n'
+    assert promtool(one(document % "0.5"))[0] != 1
+    assert promtool(document % bound)[0] == 1
+    with pytest.raises(BadDocument, match=f"{label} is not a number"):
+        one(document % bound)
+    assert one((document % bound).replace(f"# TYPE a {kind}", "# TYPE b gauge"))  # an ordinary label
+
+
+def test_what_a_strict_reader_stumbles_over_is_written_plainly() -> None:
+    page = one('# HELP a A \\ path C:\\dir, "quoted\\".\n# TYPE a gauge\na 1 \t\na{b="c"} 2 5 \n'.replace("\\\\", "\\"))
+    assert page.splitlines()[2:] == ["a 1", 'a{b="c"} 2 5']
+    assert promtool(page)[0] != 1
 
 
 @pytest.mark.parametrize(
@@ -207,6 +228,7 @@ def test_one_bad_line_is_a_bad_document(line: str) -> None:
         ("a 1\n# EOF\na 1\n", "line 3: something follows # EOF"),
         ("# TYPE a gauge\n# TYPE a counter\na 1\n# EOF\n", "line 2: a second type for 'a'"),
         ("a 1 1e300\n# EOF\n", "line 1: timestamp is out of range"),
+        ("a 1 1e999\n# EOF\n", "line 1: number is out of range"),
     ],
 )
 def test_bad_openmetrics(document: str, message: str) -> None:

@@ -246,6 +246,20 @@ def test_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     assert "all responses together are too large" in capfd.readouterr().out
 
 
+def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line and a family cost many times their bytes in memory. One that is too large leaves room for the next."""
+    monkeypatch.setattr(page_module, "MAX_ALL_LINES", 100)
+    many = says("".join(f"m{number} 1\n" for number in range(101)))
+    long = says('a{b="' + "x" * 70_000 + '"} 1\n')
+    page, _ = scrape(says(PROXY), many, long, says(APP))
+    assert value(page, "app_total") == 2 and value(page, "envoy_x") == 1 and failures(page, "application") == 2
+    out = capfd.readouterr().out
+    assert "bad metrics: with it the page would have more than 100 lines" in out
+    assert "bad metrics: line 1: longer than 65536 bytes" in out
+    page, _ = scrape(says(PROXY), says("b 1\n" * 90), says("c 1\n" * 90))
+    assert failures(page, "application") == 1
+
+
 def test_pages_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MAX_WAITING", 3)
 
@@ -271,6 +285,25 @@ def test_pages_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
             return [most <= 2, *[isinstance(each, Page) for each in made], isinstance(made[3], Busy)]
 
     assert asyncio.run(run()) == [True, True, True, True, False, True]
+
+
+def test_a_page_whose_turn_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that hangs holds the pages of others up only for as long as their scrapers wait."""
+    monkeypatch.setattr(page_module, "MAX_AT_ONCE", 1)
+
+    async def run() -> None:
+        async with Sources(hangs) as sources, asyncio.timeout(60):
+            page = MetricsPage(OwnMetrics(), proxy_port=sources.ports[0], targets=())
+            first = asyncio.get_running_loop().create_task(page.page(Ask(timeout="300")))
+            while not sources.heads[0]:
+                await asyncio.sleep(0)
+            with pytest.raises(Busy, match="take too long"):
+                await page.page(Ask(timeout="0.05"))
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            assert (await page.page(Ask(timeout="0.05"))).body  # the turn is free again
+
+    asyncio.run(run())
 
 
 def test_series_in_two_sources_are_counted(capfd: pytest.CaptureFixture[str]) -> None:

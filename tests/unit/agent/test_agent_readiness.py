@@ -186,7 +186,7 @@ def test_name_table(answer: Any, reason: str, capfd: pytest.CaptureFixture[str])
     asyncio.run(run())
 
 
-def test_shut_down_while_a_check_is_under_way() -> None:
+def test_shut_down_while_a_check_is_under_way(capfd: pytest.CaptureFixture[str]) -> None:
     admin = FakeAdmin(LIVE)
 
     async def run() -> bool:
@@ -199,3 +199,4 @@ def test_shut_down_while_a_check_is_under_way() -> None:
         return await check
 
     assert asyncio.run(run()) is False
+    assert "ready" not in capfd.readouterr().out

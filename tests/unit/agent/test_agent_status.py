@@ -290,6 +290,8 @@ def test_debug_pages() -> None:
         ("", 2000, False),
         ("gzip;q=0", 2000, False),
         ("gzip;q=0.000, *", 2000, False),
+        ("*;q=0, x-gzip", 2000, True),
+        ("*;q=0", 2000, False),
         ("br", 2000, False),
     ],
 )
@@ -338,6 +340,57 @@ def test_a_large_response_and_a_client_that_does_not_read_it(monkeypatch: pytest
         writer.transport.abort()
 
     with_server(stall, big)
+
+
+def test_responses_that_nobody_reads_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a whole page in memory: there is room for two here, and the oldest is cut for the third."""
+    monkeypatch.setattr(http_server, "MAX_UNSENT", 45_000_000)
+    body = b"x" * 20_000_000
+    answered = 0
+
+    async def big(_request: Request) -> Reply:
+        nonlocal answered
+        answered += 1
+        return Reply(200, body)
+
+    async def play(server: HttpServer) -> None:
+        clients = []
+        for count in (1, 2):
+            clients.append(await asyncio.open_connection("127.0.0.1", server.port, limit=1000))
+            clients[-1][1].write(GET)
+            while answered < count or not all(each.unsent for each in server._connections):
+                await asyncio.sleep(0)
+        assert (await talk(server, LAST_GET)).endswith(body)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await clients[0][0].readexactly(len(body))
+        assert len(server._connections) == 1
+        await clients[1][0].readuntil(b"\r\n\r\n")
+        assert await clients[1][0].readexactly(len(body)) == body
+        for _, writer in clients:
+            writer.transport.abort()
+
+    with_server(play, big)
+
+
+def test_clients_that_do_not_read_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fetch a page and never read it, a probe gets in."""
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+    body = b"x" * 20_000_000
+
+    async def handler(request: Request) -> Reply:
+        return Reply(200, body if request.path == "/metrics" else b"")
+
+    async def play(server: HttpServer) -> None:
+        clients = [await asyncio.open_connection("127.0.0.1", server.port, limit=1000) for _ in range(2)]
+        for _, writer in clients:
+            writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        while len(server._connections) < 2 or not all(each.unsent for each in server._connections):
+            await asyncio.sleep(0)
+        assert statuses(await talk(server, LAST_GET)) == [200]
+        for _, writer in clients:
+            writer.transport.abort()
+
+    with_server(play, handler)
 
 
 async def accepted(server: HttpServer) -> list[http_server._Connection]:
