@@ -10,6 +10,7 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
+import dns.edns
 import dns.message
 import pytest
 from dns_service_world import TABLE, debug_log, packet, reply_to
@@ -89,6 +90,19 @@ def test_more_than_a_batch_at_once() -> None:
             assert [int.from_bytes(reply[:2], "big") for reply in got] == list(numbers)
             firsts = [dns.message.from_wire(reply).answer[0][0].address for reply in got]
             assert {firsts.count(address) for address in set(firsts)} <= {len(got) // 3, len(got) // 3 + 1}
+    run(scenario())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_queries_as_large_as_we_say_we_take(host: str) -> None:
+    async def scenario() -> None:
+        async with serving(host) as dns_server:
+            client = dns_server.udp(host, "127.0.0.1")
+            room = udp_batch.DATAGRAM - len(packet("web.ns1", use_edns=0)) - 4
+            for padding, code in ((room, 0), (room + 1, 1)):
+                query = packet("web.ns1", use_edns=0, options=[dns.edns.GenericOption(12, bytes(padding))])
+                assert dns.message.from_wire(await dns_server.ask(client, query)).rcode() == code
+            assert dns.message.from_wire(await dns_server.ask(client, packet("web.ns1", use_edns=0))).payload == 4096
     run(scenario())
 
 
