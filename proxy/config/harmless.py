@@ -80,10 +80,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "profile_path": "where a profiler writes that does not exist here",
         "ignore_global_conn_limit": _OVERLOAD,
     },
-    f"{_C}.overload.v3.OverloadManager": {
-        "refresh_interval": "how often monitors are asked; none of them has an effect",
-    },
-    f"{_C}.overload.v3.ResourceMonitor": {"name": _LABEL},
     f"{_C}.core.v3.TypedExtensionConfig": {"name": _LABEL},
     "envoy.extensions.bootstrap.internal_listener.v3.InternalListener": {
         "buffer_size_kb": "for connections to internal listeners, which are refused",
@@ -96,7 +92,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "freebind": When(_zero, _DEFAULT),
         "tcp_fast_open_queue_length": When(_zero, "zero keeps TCP fast open off"),
         "ignore_global_conn_limit": _OVERLOAD,
-        "bypass_overload_manager": _OVERLOAD,
     },
     f"{_C}.listener.v3.ListenerFilter": {"name": _LABEL},
     f"{_C}.listener.v3.Filter": {"name": _LABEL},

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
+from proxy.config.overload_model import OverloadManager
 from proxy.config.route_model import (
     ADD_IF_ABSENT as ADD_IF_ABSENT,
 )
@@ -281,6 +282,8 @@ class Listener:
     modify_only_drain: bool = False
     max_connections_to_accept_per_socket_event: int = 0
     """0: not set."""
+    bypass_overload_manager: bool = False
+    """Overload actions and load-shed points leave its connections alone."""
 
 
 # --- clusters ----------------------------------------------------------------------------------------------------
@@ -403,3 +406,4 @@ class Bootstrap:
     stats_flush_interval: float = 5.0
     runtime: tuple[tuple[str, object], ...] = ()
     """layered_runtime flattened: key -> value of the last layer that has it."""
+    overload: OverloadManager | None = None
