@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from proxy.deadlines import Deadlines
+from proxy.overload.worker import OverloadState
 from proxy.stats.groups import Registry
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Context:
     """One a worker, made before listeners and clusters; ``clusters`` is set as soon as they exist."""
 
     __slots__ = ("_tasks", "bootstrap", "clusters", "connection_ids", "deadlines", "health_failed", "log_files",
-                 "loop", "options", "registry", "worker")
+                 "loop", "options", "overload", "registry", "worker")
 
     clusters: ClusterManager
 
@@ -34,6 +35,10 @@ class Context:
         self.worker = worker
         self.registry = Registry()
         self.deadlines = Deadlines(loop)
+        self.overload: OverloadState | None = None
+        """None without an overload manager."""
+        if bootstrap.overload is not None:
+            self.overload = OverloadState(bootstrap.overload, self.registry)
         self.connection_ids = itertools.count(worker, max(1, options.concurrency))
         """Unique over all workers."""
         self.health_failed = False

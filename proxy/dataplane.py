@@ -87,6 +87,11 @@ class DataPlane:
         self.context.health_failed = failed
         self.listeners.health_changed()
 
+    def set_overload(self, values: dict[str, float]) -> None:
+        """How strongly overload actions and load-shed points act (0 to 1), by name; others stay as they are."""
+        if self.context.overload is not None:
+            self.context.overload.apply(values)
+
     def reopen_logs(self) -> None:
         """Open the access log files by their paths again."""
         self.log_files.reopen()

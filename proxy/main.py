@@ -17,6 +17,7 @@ from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
 from proxy.options import Options
+from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
@@ -85,6 +86,12 @@ class Server:
         self._admin: AdminServer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
         self._workers = Workers(loop, loaded.bootstrap, options, self._replay, self._give_up)
+        self._overload: OverloadManager | None = None
+        if loaded.bootstrap.overload is not None:
+            self._overload = OverloadManager(
+                loaded.bootstrap.overload, loop, pids=lambda: [os.getpid(), *self._workers.pids],
+                tell=lambda values: self._spawn(self._workers.ask("overload", values)),
+                shrink=lambda: self._spawn(self._workers.ask("shrink_heap")), connections=lambda: 0)
         self._stopped: set[int] = set()
         """Listeners that were closed, by position."""
         self._drains: list[tuple[float, bool, bool, bool]] = []
@@ -132,6 +139,8 @@ class Server:
             _write_file("--admin-address-path", options.admin_address_path, bound.text)
         _write_file("--base-id-path", options.base_id_path, str(options.base_id))
         self._stage = "INITIALIZING"
+        if self._overload is not None:
+            self._spawn(self._overload.run())
         await self._workers.start()
         self.workers_started = True
         self._stage = "LIVE"
@@ -176,7 +185,10 @@ class Server:
         interval = self.loaded.bootstrap.stats_flush_interval
         while True:
             await asyncio.sleep(interval)
-            self.histograms.flush(await self._workers.flush())
+            recorded = await self._workers.flush()
+            if self._overload is not None:
+                recorded.append(self._overload.flush())
+            self.histograms.flush(recorded)
 
     # --- what admin uses ------------------------------------------------------------------------------------------
 
@@ -206,6 +218,8 @@ class Server:
     async def _total(self) -> Snapshot:
         own = Snapshot()
         self.log_files.stats.collect(own, False)
+        if self._overload is not None:
+            self._overload.collect(own)
         return merge([await self._workers.snapshot(), own])
 
     async def reset_counters(self) -> None:
@@ -243,6 +257,9 @@ class Server:
         requests: list[tuple[str, Any]] = []
         if self.health_failed:
             requests.append(("set_health_failed", True))
+        if self._overload is not None:
+            # Read when it is sent: what changes until then has been told already.
+            requests.append(("overload", self._overload.values))
         now = self.loop.time()
         for when, inbound_only, graceful, skip_exit in self._drains:
             over = graceful and not skip_exit and now >= when + self.options.drain_time

@@ -23,6 +23,7 @@ from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
 from proxy.ipc import Channel, Refusal
 from proxy.options import Options
+from proxy.overload.manager import release_memory
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Python's own (700, 10, 10) looks for garbage several hundred times a second under load, and there is hardly any."""
@@ -78,6 +79,8 @@ class Worker:
         self._options = options
         self._index = index
         self._data_plane: DataPlane | None = None
+        self._overload_values: dict[str, float] = {}
+        """What was told before there was a data plane to tell it to."""
         self.channel = Channel(loop, self._answer, loop.stop)
         self._requests: dict[str, Callable[[Any], Any]] = {
             "bind": self._bind,
@@ -89,6 +92,8 @@ class Worker:
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
             "reopen_logs": lambda _: self._reopen_logs(),
             "set_log_level": self._set_log_level,
+            "overload": self._overload,
+            "shrink_heap": lambda _: release_memory(),
             "quit": lambda _: self._loop.stop(),
         }
 
@@ -105,6 +110,7 @@ class Worker:
     def _bind(self, _: None) -> None:
         try:
             self._data_plane = DataPlane(self._bootstrap, self._options, self._loop, self._index)
+            self._data_plane.set_overload(self._overload_values)
             self._data_plane.bind()
         except (BindError, LogFileError) as error:
             raise Refusal(str(error)) from None
@@ -117,6 +123,12 @@ class Worker:
         # What exists now stays: configuration, listeners, clusters. The collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def _overload(self, values: dict[str, float]) -> None:
+        if self._data_plane is None:
+            self._overload_values |= values
+        else:
+            self._data_plane.set_overload(values)
 
     def _set_log_level(self, setting: tuple[str | None, str]) -> None:
         component, level = setting

@@ -189,6 +189,11 @@ class Workers:
         else:
             _log.info("worker %d is back (pid %d)", index, w.pid)
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that have not ended."""
+        return list(self._by_pid)
+
     # --- talk -----------------------------------------------------------------------------------------------------
 
     async def ask(self, name: str, value: Any = None) -> list[tuple[WorkerProcess, Any]]:

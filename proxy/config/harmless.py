@@ -121,7 +121,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "http3_protocol_options": "for QUIC listeners, which are refused",
         "forward_client_cert_details": "without TLS every mode but ALWAYS_FORWARD_ONLY removes the header",
         "set_current_client_cert_details": "fills x-forwarded-client-cert from a client certificate; TLS is refused",
-        "append_local_overload": "marks replies of overload actions, which are refused",
         "add_proxy_protocol_connection_state": "for upstream PROXY protocol, which is refused",
         "path_with_escaped_slashes_action": When(lambda value: value in (0, 1), "IMPLEMENTATION_SPECIFIC_DEFAULT is "
                                                                                 "KEEP_UNCHANGED"),

@@ -180,6 +180,7 @@ class HttpConnectionManager:
     always_forward_client_cert: bool = False
     """forward_client_cert_details ALWAYS_FORWARD_ONLY; every other mode removes the header on plaintext."""
     proxy_100_continue: bool = False
+    append_local_overload: bool = False
     upgrade_types: tuple[tuple[bytes, bool], ...] = ()
     normalize_path: bool = False
     merge_slashes: bool = False

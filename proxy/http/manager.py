@@ -17,6 +17,8 @@ from proxy.http.response_rules import ResponseRules
 from proxy.http.route_table import RouteTable
 from proxy.http.router import Router
 from proxy.http.stream import Stream
+from proxy.overload.http import HttpOverload
+from proxy.overload.timers import ReducedTimeouts
 from proxy.stats.groups import HttpStats, ListenerHttpStats
 
 if TYPE_CHECKING:
@@ -89,10 +91,32 @@ class HttpConnectionManager:
                               or config.always_set_request_id_in_response) and self.route_table.deterministic
         """Plans may stand for requests and responses: nothing looks at each of them."""
         self.body_limit = listener.config.per_connection_buffer_limit_bytes or 1 << 62
+        self.idle_timeout = config.idle_timeout
+        self.stream_idle_timeout = config.stream_idle_timeout
+        self.max_connection_duration = config.max_connection_duration
+        self.shedding: HttpOverload | None = None
+        """Set while requests are being refused for overload."""
+        self._overload: HttpOverload | None = None
+        self._reduced: ReducedTimeouts | None = None
+        if context.overload is not None and not listener.config.bypass_overload_manager:
+            self._overload = HttpOverload(context.overload, self)
+            self._reduced = ReducedTimeouts(context.overload, self, listener)
 
     def protocol(self, connection: Connection) -> sc.ServerConnection:
         """The protocol of a new connection."""
         return sc.ServerConnection(self, connection)
+
+    def stream_idle(self, full: float) -> float:
+        """A route's idle timeout as it is now, in seconds: shorter in overload."""
+        return full if self._reduced is None else self._reduced.stream_idle(full)
+
+    def ends_keepalive(self) -> bool:
+        """The response being encoded ends its connection, for overload (disable_http_keepalive)."""
+        overload = self._overload
+        if overload is None or overload.keepalive is None or not overload.keepalive():
+            return False
+        self.stats.downstream_cx_overload_disable_keepalive += 1
+        return True
 
     def rewrite_host(self, stream: Stream) -> bytes:
         """strip_trailing_host_dot, strip_any_host_port and strip_matching_host_port."""

@@ -90,6 +90,7 @@ class ListenSocket:
         self._make: tuple[type[socket.socket], int] = (
             (_Accepted6, int(socket.AF_INET6)) if ":" in address.host else (_Accepted4, int(socket.AF_INET)))
         self._listening = False
+        self._suspended = False
         self._paused: TimerHandle | None = None
         self._closing: TimerHandle | None = None
         self._warned_at = 0.0
@@ -130,7 +131,20 @@ class ListenSocket:
         except OSError as error:
             raise BindError(f"cannot listen on '{self.address.text}': {error.strerror}") from error
         self._listening = True
-        self._loop.add_reader(sock, self._readable)
+        if not self._suspended:
+            self._loop.add_reader(sock, self._readable)
+
+    def suspend(self, suspended: bool) -> None:
+        """Leave new connections in the kernel's queue, or take them again (overload: stop_accepting_connections)."""
+        if suspended == self._suspended:
+            return
+        self._suspended = suspended
+        if self._sock is None or not self._listening or self._paused is not None:
+            return
+        if suspended:
+            self._loop.remove_reader(self._sock)
+        else:
+            self._loop.add_reader(self._sock, self._readable)
 
     def _readable(self) -> None:
         sock = self._sock
@@ -167,7 +181,7 @@ class ListenSocket:
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
-            if self._sock is not None:
+            if self._sock is not None and not self._suspended:
                 self._loop.add_reader(self._sock, self._readable)
 
     def stop(self) -> None:

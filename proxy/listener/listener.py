@@ -19,6 +19,7 @@ from proxy.listener.drain import DrainDecision
 from proxy.listener.filter_chain import ActiveFilterChain, ClosableProtocol, FilterChainManager
 from proxy.listener.listener_filters import ActiveTcpSocket, ListenerFilters
 from proxy.log import get
+from proxy.overload.listener import reject_gate, watch_listener
 from proxy.stats.groups import ListenerStats, ListenerWorkerStats, Snapshot
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class ActiveListener:
     """One listener at work."""
 
     __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
-                 "_loggers", "_loop", "_sockets", "config", "connections", "context", "draining", "pending",
-                 "stat_prefix", "stats", "stopped")
+                 "_loggers", "_loop", "_rejects", "_sockets", "config", "connections", "context", "draining",
+                 "ends_keepalive", "pending", "stat_prefix", "stats", "stopped")
 
     def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
         self.config = config
@@ -74,11 +75,14 @@ class ActiveListener:
         options = context.options
         self._drain = DrainDecision(options.drain_strategy, options.drain_time, context.loop.time)
         self.draining = False
-        """Some kind of drain could make ``drain_close`` true."""
+        """Some kind of drain, or overload, could end a connection with its next response."""
+        self.ends_keepalive = False
         self.stopped = False
         """The listening sockets were closed."""
         self._close_timer: TimerHandle | None = None
+        self._rejects = reject_gate(self)
         self._sockets = [self._socket(a) for a in config.addresses] if config.bind_to_port else []
+        watch_listener(self)
 
     @property
     def chains(self) -> list[ActiveFilterChain]:
@@ -98,6 +102,15 @@ class ActiveListener:
 
         def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
             self._accepted(sock, peer, None if wildcard else listen_socket.address)
+
+        if (rejects := self._rejects) is not None:
+            unchecked = accepted
+
+            def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
+                if rejects():
+                    sock.close()
+                else:
+                    unchecked(sock, peer)
 
         # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
         per_event = config.max_connections_to_accept_per_socket_event if self.context.options.concurrency > 1 else 0
@@ -245,7 +258,18 @@ class ActiveListener:
 
     def health_changed(self) -> None:
         """``context.health_failed`` was set or cleared."""
-        self.draining = self._drain.draining or (self.context.health_failed and not self.config.modify_only_drain)
+        self.draining = (self._drain.draining or self.ends_keepalive
+                         or (self.context.health_failed and not self.config.modify_only_drain))
+
+    def end_keepalive(self, value: float) -> None:
+        """Have the connection managers asked at each response whether the connection ends (disable_http_keepalive)."""
+        self.ends_keepalive = value > 0
+        self.health_changed()
+
+    def suspend(self, suspended: bool) -> None:
+        """Leave new connections in the kernel's queues, or take them again."""
+        for listen_socket in self._sockets:
+            listen_socket.suspend(suspended)
 
     def drain(self, close_after: float | None) -> None:
         """Ask connections to close, more and more; close the sockets after so many seconds (None: never)."""

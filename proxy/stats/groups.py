@@ -144,6 +144,7 @@ class TcpProxyStats(StatGroup):
     downstream_cx_rx_bytes_total: Counter
     downstream_cx_tx_bytes_total: Counter
     downstream_cx_drain_close: Counter
+    downstream_cx_overload_close: Counter
     downstream_flow_control_paused_reading_total: Counter
     downstream_flow_control_resumed_reading_total: Counter
     idle_timeout: Counter
@@ -171,6 +172,7 @@ class HttpStats(ListenerHttpStats):
     downstream_cx_max_requests_reached: Counter
     downstream_cx_protocol_error: Counter
     downstream_cx_upgrades_total: Counter
+    downstream_cx_overload_disable_keepalive: Counter
     downstream_cx_delayed_close_timeout: Counter
     downstream_cx_rx_bytes_total: Counter
     downstream_cx_tx_bytes_total: Counter
@@ -190,6 +192,7 @@ class HttpStats(ListenerHttpStats):
     downstream_rq_header_timeout: Counter
     downstream_rq_idle_timeout: Counter
     downstream_rq_max_duration_reached: Counter
+    downstream_rq_overload_close: Counter
     downstream_rq_failed_path_normalization: Counter
     downstream_rq_redirected_with_normalized_path: Counter
     downstream_rq_ws_on_non_ws_route: Counter
@@ -200,6 +203,7 @@ class HttpStats(ListenerHttpStats):
     rq_total: Counter
     rq_redirect: Counter
     rq_direct_response: Counter
+    rq_overload_local_reply: Counter
     __slots__ = tuple(__annotations__)
 
     def collect(self, out: Snapshot, flush: bool) -> None:
