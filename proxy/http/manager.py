@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from proxy.config.overload_model import CREATING_CODEC
 from proxy.http import server_connection as sc
 from proxy.http.filters import FILTERS, ROUTER
 from proxy.http.filters.base import FilterChain
@@ -16,6 +17,7 @@ from proxy.http.request_rules import RequestRules
 from proxy.http.response_rules import ResponseRules
 from proxy.http.route_table import RouteTable
 from proxy.http.router import Router
+from proxy.http.shedding import SheddingConnection
 from proxy.http.stream import Stream
 from proxy.overload.http import HttpOverload
 from proxy.overload.timers import ReducedTimeouts
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from proxy.http.route_table import CompiledRoute
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
+    from proxy.overload.worker import Chance
 
 
 def own_address(version: str = "v4") -> str:
@@ -97,14 +100,19 @@ class HttpConnectionManager:
         self.shedding: HttpOverload | None = None
         """Set while requests are being refused for overload."""
         self._overload: HttpOverload | None = None
+        self.sheds_codec: Chance | None = None
+        self._connection: type[sc.ServerConnection] = sc.ServerConnection
         self._reduced: ReducedTimeouts | None = None
         if context.overload is not None and not listener.config.bypass_overload_manager:
             self._overload = HttpOverload(context.overload, self)
+            self.sheds_codec = context.overload.find(CREATING_CODEC)
+            if self.sheds_codec is not None:
+                self._connection = SheddingConnection
             self._reduced = ReducedTimeouts(context.overload, self, listener)
 
     def protocol(self, connection: Connection) -> sc.ServerConnection:
         """The protocol of a new connection."""
-        return sc.ServerConnection(self, connection)
+        return self._connection(self, connection)
 
     def stream_idle(self, full: float) -> float:
         """A route's idle timeout as it is now, in seconds: shorter in overload."""

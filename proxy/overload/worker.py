@@ -80,6 +80,11 @@ class OverloadState:
                     changed(value)
 
 
+def find(state: OverloadState | None, name: str) -> Chance | None:
+    """An action or load-shed point of what may not exist at all."""
+    return None if state is None else state.find(name)
+
+
 def any_of(*chances: Chance | None) -> Callable[[], bool] | None:
     """One question out of several, asked in this order; None when there is nothing to ask."""
     asked = [chance for chance in chances if chance is not None]
