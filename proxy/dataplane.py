@@ -11,6 +11,7 @@ from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
+from proxy.overload.streams import StreamResetter
 from proxy.tcp.tcp_proxy import TcpProxy
 from proxy.upstream.manager import ClusterManager
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
     from proxy.listener.connection import Connection
     from proxy.listener.filter_chain import ClosableProtocol
+    from proxy.listener.listener import ActiveListener
     from proxy.options import Options
     from proxy.stats.groups import Snapshot
 
@@ -40,6 +42,8 @@ class DataPlane:
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
+        if (overload := self.context.overload) is not None:
+            StreamResetter(overload, self._overload_concerns, self.context.registry, loop)
 
     def bind(self) -> None:
         """Bind every listening address. Raises BindError with Envoy's text."""
@@ -86,6 +90,9 @@ class DataPlane:
         """/healthcheck/fail and /healthcheck/ok."""
         self.context.health_failed = failed
         self.listeners.health_changed()
+
+    def _overload_concerns(self) -> list[ActiveListener]:
+        return [one for one in self.listeners.listeners if not one.config.bypass_overload_manager]
 
     def set_overload(self, values: dict[str, float]) -> None:
         """How strongly overload actions and load-shed points act (0 to 1), by name; others stay as they are."""
