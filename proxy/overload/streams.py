@@ -7,8 +7,11 @@ scale changes; here also every refresh interval for as long as the action is not
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
+from struct import pack
 from typing import TYPE_CHECKING
 
 from proxy.config.overload_model import RESET_STREAMS
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from proxy.listener.listener import ActiveListener
     from proxy.overload.worker import OverloadState
     from proxy.stats.groups import Registry
+
+_RESET_ON_CLOSE = pack("ii", 1, 0)
 
 CLASSES = 8
 MOST_AT_ONCE = 50
@@ -48,13 +53,20 @@ def held(conn: ServerConnection) -> int:
 
 
 def end(conn: ServerConnection) -> None:
-    """End the request and its connection, which for HTTP/1 is the same; unsent bytes are dropped."""
+    """End the request and its connection, which for HTTP/1 is the same.
+
+    With RST: what is unsent is dropped here and in the kernel, and nobody takes half a body for a whole one.
+    """
     stream = conn.stream
     if stream is not None:
         stream.add_flag(b"OM")
         conn.stats.downstream_rq_rx_reset += 1
         stream.manager.router.abandon(stream)
         stream.finish()
+    sock = conn.transport.get_extra_info("socket")
+    if sock is not None and not conn.transport.is_closing():
+        with contextlib.suppress(OSError):  # already gone
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     conn.close()
     conn.transport.abort()
 
