@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
+from proxy.limits.worker import WorkerLimits
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
 from proxy.overload.streams import StreamResetter
@@ -17,6 +18,7 @@ from proxy.upstream.manager import ClusterManager
 
 if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
+    from proxy.limits.pools import Order, Pools
     from proxy.listener.connection import Connection
     from proxy.listener.filter_chain import ClosableProtocol
     from proxy.listener.listener import ActiveListener
@@ -36,10 +38,13 @@ class DataPlane:
     The constructor raises access_log.file.LogFileError for a log file that cannot be opened.
     """
 
-    def __init__(self, bootstrap: Bootstrap, options: Options, loop: AbstractEventLoop, worker: int) -> None:
+    def __init__(self, bootstrap: Bootstrap, options: Options, loop: AbstractEventLoop, worker: int,
+                 pools: Pools | None = None) -> None:
         self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
         self.context = Context(loop, bootstrap, options, self.log_files, worker)
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
+        if pools is not None:
+            self.context.limits = WorkerLimits(pools, worker)
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
         if (overload := self.context.overload) is not None:
@@ -98,6 +103,12 @@ class DataPlane:
         """How strongly overload actions and load-shed points act (0 to 1), by name; others stay as they are."""
         if self.context.overload is not None:
             self.context.overload.apply(values)
+
+    async def set_runtime(self, values: dict[str, object], order: Order) -> None:
+        """Values of the runtime, and which connection limits there are; in force when this returns."""
+        self.context.runtime = values
+        if self.context.limits is not None:
+            await self.context.limits.apply(order, self.listeners.listeners)
 
     def reopen_logs(self) -> None:
         """Open the access log files by their paths again."""

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from proxy import log
@@ -19,6 +20,7 @@ from proxy.config.load import Loaded, load_bootstrap
 from proxy.options import Options
 from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
+from proxy.runtime.control import RuntimeControl
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
 from proxy.stats.merge import merge
@@ -85,7 +87,8 @@ class Server:
         self._stage = "PRE_INITIALIZING"
         self._admin: AdminServer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
-        self._workers = Workers(loop, loaded.bootstrap, options, self._replay, self._give_up)
+        self.runtime = RuntimeControl(loaded.bootstrap, options.concurrency)
+        self._workers = Workers(loop, loaded.bootstrap, options, self.runtime.pools, self._replay, self._give_up)
         self._overload: OverloadManager | None = None
         if loaded.bootstrap.overload is not None:
             self._overload = OverloadManager(
@@ -139,6 +142,7 @@ class Server:
             _write_file("--admin-address-path", options.admin_address_path, bound.text)
         _write_file("--base-id-path", options.base_id_path, str(options.base_id))
         self._stage = "INITIALIZING"
+        self.runtime.warn()
         if self._overload is not None:
             self._spawn(self._overload.run())
         await self._workers.start()
@@ -218,6 +222,7 @@ class Server:
     async def _total(self) -> Snapshot:
         own = Snapshot()
         self.log_files.stats.collect(own, False)
+        self.runtime.layers.stats.collect(own, False)
         if self._overload is not None:
             self._overload.collect(own)
         return merge([await self._workers.snapshot(), own])
@@ -252,19 +257,19 @@ class Server:
         self.listeners_stopped = len(self._stopped)
         self.draining_listeners = 0
 
-    def _replay(self) -> list[tuple[str, Any]]:
-        """What a new worker must be told between binding and starting to be like its siblings."""
-        requests: list[tuple[str, Any]] = []
+    def _replay(self) -> Iterator[tuple[str, Any]]:
+        """What a new worker must be told between binding and starting to be like its siblings.
+
+        A request is made up when the one before has been answered; of what changes meanwhile it is told as well.
+        """
         if self.health_failed:
-            requests.append(("set_health_failed", True))
+            yield "set_health_failed", True
+        yield "runtime", self.runtime.message()
         if self._overload is not None:
-            # Read when it is sent: what changes until then has been told already.
-            requests.append(("overload", self._overload.values))
-        now = self.loop.time()
+            yield "overload", self._overload.values
         for when, inbound_only, graceful, skip_exit in self._drains:
-            over = graceful and not skip_exit and now >= when + self.options.drain_time
-            requests.append(("drain_listeners", (inbound_only, graceful and not over, skip_exit)))
-        return requests
+            over = graceful and not skip_exit and self.loop.time() >= when + self.options.drain_time
+            yield "drain_listeners", (inbound_only, graceful and not over, skip_exit)
 
     async def set_health_failed(self, failed: bool) -> None:
         """/healthcheck/fail and /healthcheck/ok."""
@@ -284,6 +289,11 @@ class Server:
         """Everywhere; raises ValueError for an unknown component or level."""
         log.set_level(component, level)
         await self._workers.ask("set_log_level", (component, level))
+
+    async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
+        """/runtime_modify; the workers that have not followed in time. Raises runtime.layers.*."""
+        self.runtime.override(overrides)
+        return await self._workers.tell("runtime", self.runtime.message())
 
     def quit(self) -> None:
         """End the process with code 0, soon; returns at once."""

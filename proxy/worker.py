@@ -22,6 +22,7 @@ from proxy.access_log.file import LogFileError
 from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
 from proxy.ipc import Channel, Refusal
+from proxy.limits.pools import Order, Pools
 from proxy.options import Options
 from proxy.overload.manager import release_memory
 
@@ -35,16 +36,17 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _log = log.get("main")
 
 
-def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, index: int, main_pid: int) -> NoReturn:
+def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, pools: Pools, index: int, main_pid: int
+        ) -> NoReturn:
     """The life of a worker. Called in the child right after the fork, with all signals blocked; never returns."""
     status = 1
     try:
-        _leave_main_behind(channel_socket.fileno(), main_pid)
+        _leave_main_behind({channel_socket.fileno()} | pools.descriptors())
         _keep_freed_memory()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.set_exception_handler(log_loop_error)
-        worker = Worker(loop, bootstrap, options, index)
+        worker = Worker(loop, bootstrap, options, pools, index)
         _handle_signals(main_pid, worker.finish_now)
         loop.run_until_complete(loop.create_unix_connection(lambda: worker.channel, sock=channel_socket))
         loop.run_forever()
@@ -73,10 +75,12 @@ def _keep_freed_memory() -> None:
 class Worker:
     """Answers main's requests with the data plane."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, index: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, pools: Pools, index: int
+                 ) -> None:
         self._loop = loop
         self._bootstrap = bootstrap
         self._options = options
+        self._pools = pools
         self._index = index
         self._data_plane: DataPlane | None = None
         self._overload_values: dict[str, float] = {}
@@ -90,6 +94,7 @@ class Worker:
             "connections": lambda limit: self.data_plane.connections(limit),
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
+            "runtime": self._runtime,
             "reopen_logs": lambda _: self._reopen_logs(),
             "set_log_level": self._set_log_level,
             "overload": self._overload,
@@ -109,7 +114,7 @@ class Worker:
 
     def _bind(self, _: None) -> None:
         try:
-            self._data_plane = DataPlane(self._bootstrap, self._options, self._loop, self._index)
+            self._data_plane = DataPlane(self._bootstrap, self._options, self._loop, self._index, self._pools)
             self._data_plane.set_overload(self._overload_values)
             self._data_plane.bind()
         except (BindError, LogFileError) as error:
@@ -123,6 +128,11 @@ class Worker:
         # What exists now stays: configuration, listeners, clusters. The collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    async def _runtime(self, message: tuple[dict[str, object], Order]) -> None:
+        # Before there is a data plane the replay that follows brings it up to date.
+        if self._data_plane is not None:
+            await self._data_plane.set_runtime(*message)
 
     def _overload(self, values: dict[str, float]) -> None:
         if self._data_plane is None:
@@ -166,11 +176,11 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         _log.exception(context["message"], error)
 
 
-def _leave_main_behind(channel: int, main_pid: int) -> None:
+def _leave_main_behind(inherited: set[int]) -> None:
     """Drop what the fork brought along: main's event loop, its sockets, its collector settings."""
     signal.set_wakeup_fd(-1)
     asyncio._set_running_loop(None)
-    keep = {0, 1, 2, channel} | log.descriptors()
+    keep = {0, 1, 2} | inherited | log.descriptors()
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
             try:

@@ -7,12 +7,13 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from proxy import log, worker
 from proxy.config.model import Bootstrap
 from proxy.ipc import Channel, ChannelClosed, RemoteError
+from proxy.limits.pools import Pools
 from proxy.options import Options
 from proxy.stats.groups import Snapshot
 from proxy.stats.merge import merge
@@ -23,6 +24,8 @@ ANSWER_LIMIT = 2.0
 """Seconds that a scrape waits for a worker."""
 QUIT_LIMIT = 2.0
 """Seconds that a worker has to cut its connections and write its logs."""
+AUDIT_INTERVAL = 0.002
+"""Seconds between two attempts to find what a worker held that was killed in the middle of counting."""
 YOUNG = 5.0
 """A worker that dies sooner (seconds after its fork) may be dying of its configuration."""
 MAX_YOUNG_DEATHS = 5
@@ -59,11 +62,12 @@ def _no_requests(name: str, value: Any) -> Any:
 class Workers:
     """All workers. ``replay`` gives the requests that bring a new worker to the state of its siblings."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options,
-                 replay: Callable[[], list[tuple[str, Any]]], give_up: Callable[[str], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, pools: Pools,
+                 replay: Callable[[], Iterator[tuple[str, Any]]], give_up: Callable[[str], None]) -> None:
         self._loop = loop
         self._bootstrap = bootstrap
         self._options = options
+        self._pools = pools
         self._replay = replay
         self._give_up = give_up
         self._running: dict[int, WorkerProcess] = {}
@@ -84,12 +88,17 @@ class Workers:
         """
         workers = [await self._fork(index) for index in range(self._options.concurrency)]
         # Each loop is a barrier: nobody accepts before all have bound.
-        for request in ("bind", "start"):
-            answers = [w.channel.request(request) for w in workers]
+        for request, value in self._first_requests():
+            answers = [w.channel.request(request, value) for w in workers]
             await asyncio.wait(answers, timeout=START_LIMIT)
             for w, answer in zip(workers, answers, strict=True):
                 self._require(w, request, answer)
         self._replacing = True
+
+    def _first_requests(self) -> Iterator[tuple[str, Any]]:
+        yield "bind", None
+        yield from self._replay()
+        yield "start", None
 
     @staticmethod
     def _require(w: WorkerProcess, request: str, answer: asyncio.Future[Any]) -> None:
@@ -143,7 +152,7 @@ class Workers:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
-            worker.run(theirs, self._bootstrap, self._options, index, main_pid)
+            worker.run(theirs, self._bootstrap, self._options, self._pools, index, main_pid)
         w = self._running[index] = self._by_pid[pid] = WorkerProcess(index, pid, self._loop.time(), self._loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -154,6 +163,9 @@ class Workers:
 
     def _ended(self, w: WorkerProcess, status: int) -> None:
         del self._by_pid[w.pid]
+        self._pools.reap(w.index)
+        if self._pools.lost:
+            self._audit()
         if self._running.get(w.index) is w:
             del self._running[w.index]
         self._gone = merge([self._gone, _counters(w.last)])
@@ -171,13 +183,20 @@ class Workers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _audit(self) -> None:
+        """Look for tokens until a quiet moment comes: operations take microseconds."""
+        for pool in self._pools.lost:
+            pool.audit()
+        if self._pools.lost:
+            self._loop.call_later(AUDIT_INTERVAL, self._audit)
+
     async def _replace(self, index: int, delay: float) -> None:
         if delay:
             await asyncio.sleep(delay)
         self.restarts += 1
         w = await self._fork(index)
         try:
-            for name, value in [("bind", None), *self._replay(), ("start", None)]:
+            for name, value in self._first_requests():
                 async with asyncio.timeout(START_LIMIT):
                     await w.channel.request(name, value)
         except (RemoteError, ChannelClosed, TimeoutError) as error:
@@ -211,6 +230,12 @@ class Workers:
             elif not isinstance(error, ChannelClosed):
                 _log.error("worker %d (pid %d) refused '%s': %s", w.index, w.pid, name, error)
         return answers
+
+    async def tell(self, name: str, value: Any) -> list[int]:
+        """As ``ask``; the workers that are there and have not confirmed. A new one hears of it by ``replay``."""
+        asked = list(self._running.values())
+        confirmed = {w.pid for w, _ in await self.ask(name, value)}
+        return [w.index for w in asked if w.channel.connected and w.pid not in confirmed]
 
     async def snapshot(self) -> Snapshot:
         """All statistics. For a worker that does not answer what it told last stands, so that no counter goes down."""

@@ -12,6 +12,7 @@ from proxy.stats.histogram import HistogramStore
 if TYPE_CHECKING:
     from proxy.access_log.file import LogFiles
     from proxy.config.load import Loaded
+    from proxy.runtime.control import RuntimeControl
 
 LIVE, DRAINING = "LIVE", "DRAINING"
 STATES = {LIVE: 0, DRAINING: 1, "PRE_INITIALIZING": 2, "INITIALIZING": 3}
@@ -64,6 +65,13 @@ class Server(Protocol):
     @property
     def histograms(self) -> HistogramStore:
         """Histograms of all workers as of the last flush."""
+
+    @property
+    def runtime(self) -> RuntimeControl:
+        """Runtime layers and connection limits."""
+
+    async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
+        """Change the admin layer; the workers that have not followed in time. Raises proxy.runtime.layers' errors."""
 
     async def snapshot(self) -> Snapshot:
         """Statistics of all workers added up, without histograms; the caller's own copy."""

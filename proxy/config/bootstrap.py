@@ -72,7 +72,8 @@ def _static_resources(sources: tuple[SocketAddress, ...], reader: Reader
 def bootstrap(reader: Reader) -> Bootstrap:
     """Compile a bootstrap. The runtime comes first: other compilers look keys up in it."""
     scope = reader.scope
-    runtime = reader.sub("layered_runtime", layered_runtime) or {}
+    layers = reader.sub("layered_runtime", layered_runtime) or ()
+    runtime = {key: value for layer in layers for key, value in layer.values}
     scope.runtime = runtime
     sources = reader.sub("cluster_manager", lambda manager: manager.sub("upstream_bind_config", bind_config)) or ()
     reader.sub("dynamic_resources", ignore)
@@ -88,6 +89,8 @@ def bootstrap(reader: Reader) -> Bootstrap:
         stats=reader.sub("stats_config", stats_config) or StatsConfig(),
         stats_flush_interval=reader.seconds("stats_flush_interval", 5.0),
         runtime=tuple(runtime.items()),
+        runtime_layers=layers,
+        runtime_fixed=frozenset(scope.runtime_asked),
         overload=reader.sub("overload_manager", overload_manager),
     )
     warn_unknown(scope)

@@ -51,7 +51,6 @@ _HASH = "only hash load balancing uses it, which is refused"
 _HEALTH = "for hosts that health checks or outlier detection found unhealthy; both are refused"
 _HTTP2 = "only HTTP/2 connections use it; HTTP/2 is refused on both sides"
 _XDS = "only xDS servers see it; dynamic resources are refused"
-_OVERLOAD = "there is no limit or overload action that it could exempt from: all are refused"
 _RATE_LIMIT = "only rate limit filters read it, which are refused"
 _DEFAULT = "the default"
 _INERT = "Envoy does not implement it"
@@ -78,7 +77,7 @@ HARMLESS: dict[str, dict[str, Reason]] = {
     f"{_C}.bootstrap.v3.RuntimeLayer": {"name": "a label that has to be unique"},
     f"{_C}.bootstrap.v3.Admin": {
         "profile_path": "where a profiler writes that does not exist here",
-        "ignore_global_conn_limit": _OVERLOAD,
+        "ignore_global_conn_limit": "the admin interface is never counted and never refused",
     },
     f"{_C}.core.v3.TypedExtensionConfig": {"name": _LABEL},
     "envoy.extensions.bootstrap.internal_listener.v3.InternalListener": {
@@ -91,7 +90,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "transparent": When(_zero, _DEFAULT),
         "freebind": When(_zero, _DEFAULT),
         "tcp_fast_open_queue_length": When(_zero, "zero keeps TCP fast open off"),
-        "ignore_global_conn_limit": _OVERLOAD,
     },
     f"{_C}.listener.v3.ListenerFilter": {"name": _LABEL},
     f"{_C}.listener.v3.Filter": {"name": _LABEL},

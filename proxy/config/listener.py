@@ -141,6 +141,7 @@ def listener(reader: Reader) -> Listener:
         tcp_backlog_size=reader.limit("tcp_backlog_size"),
         modify_only_drain=reader.enum("drain_type") == "MODIFY_ONLY",
         max_connections_to_accept_per_socket_event=reader.integer("max_connections_to_accept_per_socket_event"),
+        ignore_global_conn_limit=reader.boolean("ignore_global_conn_limit"),
         bypass_overload_manager=reader.boolean("bypass_overload_manager"),
     )
     _check_chains(reader, result)

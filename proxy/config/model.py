@@ -283,6 +283,8 @@ class Listener:
     modify_only_drain: bool = False
     max_connections_to_accept_per_socket_event: int = 0
     """0: not set."""
+    ignore_global_conn_limit: bool = False
+    """The limit of all connections neither counts nor refuses its connections."""
     bypass_overload_manager: bool = False
     """Overload actions and load-shed points leave its connections alone."""
 
@@ -396,6 +398,15 @@ class StatsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeLayer:
+    """config.bootstrap.v3.RuntimeLayer, flattened. ``admin``: the one that /runtime_modify writes to."""
+
+    name: str
+    values: tuple[tuple[str, object], ...] = ()
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """config.bootstrap.v3.Bootstrap: the whole configuration of one proxy."""
 
@@ -407,4 +418,7 @@ class Bootstrap:
     stats_flush_interval: float = 5.0
     runtime: tuple[tuple[str, object], ...] = ()
     """layered_runtime flattened: key -> value of the last layer that has it."""
+    runtime_layers: tuple[RuntimeLayer, ...] = ()
+    runtime_fixed: frozenset[str] = frozenset()
+    """Keys that were looked up when this was compiled: changing them later has no effect."""
     overload: OverloadManager | None = None

@@ -85,7 +85,7 @@ class ListenSocket:
         self._loop = loop
         self._backlog = backlog
         self._per_event = range(per_event or ACCEPT_BATCH)
-        self._accepted = accepted
+        self.accepted = accepted
         self._sock: socket.socket | None = None
         self._make: tuple[type[socket.socket], int] = (
             (_Accepted6, int(socket.AF_INET6)) if ":" in address.host else (_Accepted4, int(socket.AF_INET)))
@@ -159,7 +159,7 @@ class ListenSocket:
             except OSError as error:
                 self._accept_failed(error)
                 return
-            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+            self.accepted(make(family, _SOCK_STREAM, 0, fd), peer)
 
     def _accept_failed(self, error: OSError) -> None:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
@@ -225,7 +225,7 @@ class ListenSocket:
                     return
                 continue
             make, family = self._make
-            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+            self.accepted(make(family, _SOCK_STREAM, 0, fd), peer)
 
 
 def _refuse_handshakes(sock: socket.socket) -> bool:

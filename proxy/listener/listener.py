@@ -9,9 +9,10 @@ from __future__ import annotations
 import socket
 from asyncio import TimerHandle
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.config.model import SocketAddress
+from proxy.limits.worker import Admission, Charged, admission, discharge, transfer
 from proxy.listener.accept import ListenSocket
 from proxy.listener.connection import Connection
 from proxy.listener.connection_info import ConnectionInfo
@@ -25,6 +26,7 @@ from proxy.stats.groups import ListenerStats, ListenerWorkerStats, Snapshot
 if TYPE_CHECKING:
     from proxy.config import model
     from proxy.context import Context
+    from proxy.limits.tokens import Pool
     from proxy.stream_info import StreamInfo
 
 log = get("conn_handler")
@@ -33,6 +35,21 @@ HandOff = Callable[[SocketAddress], "ActiveListener | None"]
 """The listener that a restored destination belongs to, if any."""
 
 WILDCARDS = ("0.0.0.0", "::")
+
+
+class Serve(Protocol):
+    """Takes an accepted socket on."""
+
+    def __call__(self, sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None: ...
+
+
+def _gated(admit: Admission, serve: Serve) -> Callable[[socket.socket, tuple[str, int]], None]:
+    def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
+        charged = admit(sock)
+        if charged is not None:
+            serve(sock, peer, charged)
+
+    return accepted
 
 
 class WorkerShare(ListenerWorkerStats):
@@ -51,8 +68,8 @@ class ActiveListener:
     """One listener at work."""
 
     __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
-                 "_loggers", "_loop", "_rejects", "_sockets", "config", "connections", "context", "draining",
-                 "ends_keepalive", "pending", "stat_prefix", "stats", "stopped")
+                 "_loggers", "_loop", "_rejects", "_serve", "_sockets", "config", "connections", "context", "draining",
+                 "ends_keepalive", "pending", "pools", "stat_prefix", "stats", "stopped")
 
     def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
         self.config = config
@@ -81,7 +98,11 @@ class ActiveListener:
         """The listening sockets were closed."""
         self._close_timer: TimerHandle | None = None
         self._rejects = reject_gate(self)
+        self.pools: tuple[Pool | None, Pool | None] = (None, None)
+        """The limit of all connections, and this listener's own."""
+        self._serve: list[Serve] = []
         self._sockets = [self._socket(a) for a in config.addresses] if config.bind_to_port else []
+        self.limits_changed()
         watch_listener(self)
 
     @property
@@ -100,22 +121,21 @@ class ActiveListener:
         config = self.config
         wildcard = address.host in WILDCARDS
 
-        def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
-            self._accepted(sock, peer, None if wildcard else listen_socket.address)
-
-        if (rejects := self._rejects) is not None:
-            unchecked = accepted
-
-            def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
-                if rejects():
-                    sock.close()
-                else:
-                    unchecked(sock, peer)
+        def serve(sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None:
+            self._accepted(sock, peer, None if wildcard else listen_socket.address, charged)
 
         # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
         per_event = config.max_connections_to_accept_per_socket_event if self.context.options.concurrency > 1 else 0
-        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, accepted)
+        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, serve)
+        self._serve.append(serve)
         return listen_socket
+
+    def limits_changed(self) -> None:
+        """Compose what happens to an accepted socket; who is accepted from now on is charged to these limits."""
+        self.pools = (None, None) if self.context.limits is None else self.context.limits.of_listener(self.config)
+        admit = admission(self, self._rejects)
+        for listen_socket, serve in zip(self._sockets, self._serve, strict=True):
+            listen_socket.accepted = serve if admit is None else _gated(admit, serve)
 
     def bind(self) -> None:
         """Bind every address. Raises accept.BindError."""
@@ -154,14 +174,19 @@ class ActiveListener:
 
     # The way of a connection
 
-    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None) -> None:
+    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None,
+                  charged: Charged) -> None:
         if local is None:
             try:
                 local = SocketAddress(*sock.getsockname()[:2])
             except OSError:
+                for pool in charged:
+                    pool.release()
                 sock.close()
                 return
         connection = Connection(sock, SocketAddress(peer[0], peer[1]), local, self, next(self._ids), self._loop.time())
+        if charged:
+            connection.charged = charged
         if self._listener_filters is None:
             self._new_connection(connection)
         else:
@@ -178,6 +203,7 @@ class ActiveListener:
 
     def handed_off(self, connection: Connection) -> None:
         """Take a connection over from another listener. Our own listener filters run now; nobody else gets it."""
+        transfer(connection, connection.listener, self)
         connection.listener = self
         if self._listener_filters is None:
             self._new_connection(connection)
@@ -215,6 +241,8 @@ class ActiveListener:
 
     def _no_chain(self, connection: Connection) -> None:
         self.stats.no_filter_chain_match += 1
+        if connection.charged:
+            discharge(connection)
         connection.sock.close()
         if self._loggers:
             info = ConnectionInfo(connection, self._loop.time())
@@ -225,6 +253,8 @@ class ActiveListener:
 
     def connection_closed(self, connection: Connection, now: float) -> None:
         """A connection of this listener is gone; called once by its network filter."""
+        if connection.charged:
+            discharge(connection)
         stats = self.stats
         stats.downstream_cx_active -= 1
         stats.downstream_cx_destroy += 1
