@@ -144,7 +144,7 @@ class Server:
         self._stage = "INITIALIZING"
         self.runtime.warn()
         if self._overload is not None:
-            self._spawn(self._overload.run())
+            self._overload.start()
         await self._workers.start()
         self.workers_started = True
         self._stage = "LIVE"

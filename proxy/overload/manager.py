@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
 from collections.abc import Callable, Iterable
@@ -50,6 +49,7 @@ class OverloadManager:
                  pids: Callable[[], Iterable[int]], connections: Callable[[], int]) -> None:
         self._loop = loop
         self._interval = config.refresh_interval
+        self._looked_at = 0.0
         self._tell = tell
         self._shrink = shrink
         self.values: dict[str, float] = {}
@@ -87,19 +87,21 @@ class OverloadManager:
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Look at the resources for ever."""
+    def start(self) -> None:
+        """Look at the resources from now on, for ever."""
         if self._shrink_stats is not None:
             self._loop.call_later(SHRINK_INTERVAL, self._shrink_heap)
-        last = self._loop.time()
-        while True:
-            await asyncio.sleep(self._interval)
-            self.refresh()
-            now = self._loop.time()
-            delay = int((now - last) * 1000)
-            last = now
-            delays = self._stats.refresh_interval_delay
-            delays[delay] = delays.get(delay, 0) + 1
+        self._looked_at = self._loop.time()
+        self._loop.call_later(self._interval, self._look)
+
+    def _look(self) -> None:
+        self._loop.call_later(self._interval, self._look)
+        now = self._loop.time()
+        delay = int((now - self._looked_at) * 1000)
+        self._looked_at = now
+        delays = self._stats.refresh_interval_delay
+        delays[delay] = delays.get(delay, 0) + 1
+        self.refresh()
 
     def refresh(self) -> None:
         """Ask every monitor, and tell the workers what has changed."""
