@@ -17,6 +17,7 @@ from proxy.admin import connections
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
+from proxy.limits.pools import GLOBAL
 from proxy.options import Options
 from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
@@ -90,11 +91,13 @@ class Server:
         self.runtime = RuntimeControl(loaded.bootstrap, options.concurrency)
         self._workers = Workers(loop, loaded.bootstrap, options, self.runtime.pools, self._replay, self._give_up)
         self._overload: OverloadManager | None = None
-        if loaded.bootstrap.overload is not None:
+        if (overload := loaded.bootstrap.overload) is not None:
+            limited = overload.max_active_downstream_connections is not None
             self._overload = OverloadManager(
-                loaded.bootstrap.overload, loop, pids=lambda: [os.getpid(), *self._workers.pids],
+                overload, loop, pids=lambda: [os.getpid(), *self._workers.pids],
                 tell=lambda values: self._spawn(self._workers.ask("overload", values)),
-                shrink=lambda: self._spawn(self._workers.ask("shrink_heap")), connections=lambda: 0)
+                shrink=lambda: self._spawn(self._workers.ask("shrink_heap")),
+                connections=self.runtime.pools.pool(GLOBAL) if limited else None)
         self._stopped: set[int] = set()
         """Listeners that were closed, by position."""
         self._drains: list[tuple[float, bool, bool, bool]] = []

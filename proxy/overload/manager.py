@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy import log
 from proxy.config import overload_model as model
@@ -25,28 +25,45 @@ SHRINK_INTERVAL = 10.0
 _log = log.get("main")
 
 
-class ConnectionsMonitor:
-    """Open downstream connections against their limit; what the limit refuses is counted where it is refused."""
+class CountedConnections(Protocol):
+    """What is known of the limit of all downstream connections (limits.tokens.Pool)."""
 
-    def __init__(self, limit: int, active: Callable[[], int]) -> None:
+    @property
+    def in_use(self) -> int:
+        """Open now."""
+
+    @property
+    def refused(self) -> int:
+        """Refused so far."""
+
+
+class ConnectionsMonitor:
+    """Open downstream connections against their limit; who is refused is decided and counted elsewhere."""
+
+    def __init__(self, limit: int, counted: CountedConnections) -> None:
         self._limit = limit
-        self._active = active
+        self._counted = counted
+
+    @property
+    def refused(self) -> int:
+        """Connections that the limit refused so far."""
+        return self._counted.refused
 
     def pressure(self) -> float:
         """Part of the limit."""
-        return self._active() / self._limit
+        return self._counted.in_use / self._limit
 
 
 class OverloadManager:
     """Monitors, actions and load-shed points of one configuration.
 
     ``tell`` passes new values on to all workers, ``shrink`` has them give memory back, ``pids`` are the processes of
-    the proxy, ``connections`` the open ones that the global limit counts.
+    the proxy; ``connections`` is asked where the monitor of connections is configured.
     """
 
     def __init__(self, config: model.OverloadManager, loop: AbstractEventLoop, *,
                  tell: Callable[[dict[str, float]], None], shrink: Callable[[], None],
-                 pids: Callable[[], Iterable[int]], connections: Callable[[], int]) -> None:
+                 pids: Callable[[], Iterable[int]], connections: CountedConnections | None) -> None:
         self._loop = loop
         self._interval = config.refresh_interval
         self._looked_at = 0.0
@@ -74,15 +91,16 @@ class OverloadManager:
             self._reactions.append((ReactionState(point), registry.group(PointStats, f"overload.{point.name}")))
 
     def _monitor(self, config: model.Monitor, pids: Callable[[], Iterable[int]],
-                 connections: Callable[[], int]) -> Monitor:
+                 connections: CountedConnections | None) -> Monitor:
         if isinstance(config, model.FixedHeap):
             return FixedHeapMonitor(config.max_heap_size_bytes, pids, self._loop.time)
         if isinstance(config, model.CgroupMemory):
             return CgroupMemoryMonitor(config.max_memory_bytes)
         if isinstance(config, model.CpuUtilization):
             return CpuUtilizationMonitor(ContainerTimes(self._loop.time) if config.container else HostTimes())
-        if isinstance(config, model.DownstreamConnections):
+        if isinstance(config, model.DownstreamConnections) and connections is not None:
             return ConnectionsMonitor(config.max_active_downstream_connections, connections)
+        assert isinstance(config, model.InjectedResource)
         return InjectedResourceMonitor(config.filename)
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -158,6 +176,9 @@ class OverloadManager:
 
     def collect(self, out: Snapshot) -> None:
         """Add the statistics, but for what histograms have gathered."""
+        for _, monitor, stats in self._resources:
+            if isinstance(monitor, ConnectionsMonitor):
+                stats.failed_updates = monitor.refused
         own = self._registry.snapshot()
         out.counters.update(own.counters)
         out.gauges.update(own.gauges)
