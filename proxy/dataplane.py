@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
+from proxy.limits.rules import make_pools
 from proxy.limits.worker import WorkerLimits
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
     from proxy.limits.pools import Order, Pools
     from proxy.listener.connection import Connection
-    from proxy.listener.filter_chain import ClosableProtocol
+    from proxy.listener.filter_chain import Closable
     from proxy.listener.listener import ActiveListener
     from proxy.options import Options
     from proxy.stats.groups import Snapshot
@@ -43,8 +44,9 @@ class DataPlane:
         self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
         self.context = Context(loop, bootstrap, options, self.log_files, worker)
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
-        if pools is not None:
-            self.context.limits = WorkerLimits(pools, worker)
+        # Without pools that were made for all workers, limits are this worker's own.
+        own = pools is None
+        self.context.limits = WorkerLimits(make_pools(bootstrap, 1) if pools is None else pools, 0 if own else worker)
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
         if (overload := self.context.overload) is not None:
@@ -135,7 +137,7 @@ class DataPlane:
         self.log_files.close()
 
 
-def _describe(connection: Connection, protocol: ClosableProtocol | None, now: float) -> dict[str, Any]:
+def _describe(connection: Connection, protocol: Closable | None, now: float) -> dict[str, Any]:
     """One connection; ``protocol`` is None while its listener filters wait for data."""
     config = connection.listener.config
     requests, active = (0, 0) if protocol is None else protocol.work()

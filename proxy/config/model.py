@@ -221,6 +221,18 @@ class TcpProxy:
     max_downstream_connection_duration: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimit:
+    """extensions.filters.network.connection_limit.v3.ConnectionLimit. ``id`` tells it from all others."""
+
+    id: str
+    stat_prefix: str
+    max_connections: int
+    delay: float = 0.0
+    runtime_key: str = ""
+    enabled_by_default: bool = True
+
+
 # --- listeners ---------------------------------------------------------------------------------------------------
 
 ANY_SOURCE, SAME_IP_OR_LOOPBACK, EXTERNAL = range(3)
@@ -243,11 +255,12 @@ class FilterChainMatch:
 
 @dataclass(frozen=True, slots=True)
 class FilterChain:
-    """config.listener.v3.FilterChain with its single, terminal network filter."""
+    """config.listener.v3.FilterChain: connection limits, then the terminal network filter."""
 
     name: str
     match: FilterChainMatch
     network_filter: HttpConnectionManager | TcpProxy
+    connection_limits: tuple[ConnectionLimit, ...] = ()
 
 
 ORIGINAL_DST_FILTER = "envoy.filters.listener.original_dst"

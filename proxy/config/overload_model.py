@@ -27,13 +27,15 @@ FILTER_CHECK = f"{_POINT}http_downstream_filter_check"
 NEW_CONNECTION = f"{_POINT}connection_pool_new_connection"
 TCP_DATA = f"{_POINT}tcp_proxy_on_data"
 TCP_CONNECT = f"{_POINT}tcp_proxy_upstream_connect"
+GO_AWAY = f"{_POINT}http2_server_go_away_on_dispatch"
+GO_AWAY_AND_CLOSE = f"{_POINT}http2_server_go_away_and_close_on_dispatch"
+"""In Envoy these two concern HTTP/1 connections, too."""
 OTHER_PROTOCOLS = frozenset(f"{_POINT}{name}" for name in (
-    "http2_server_go_away_on_dispatch", "http2_server_go_away_and_close_on_dispatch",
     "http3_server_go_away_on_dispatch", "http3_server_go_away_and_close_on_dispatch",
 ))
-"""Points of HTTP/2 and HTTP/3 connections. There are none, so that these have nothing to act on."""
+"""Points of HTTP/3 connections. There are none, so that these have nothing to act on."""
 LOAD_SHED_POINTS = (TCP_ACCEPT, DECODE_HEADERS, ABORT_DISPATCH, CREATING_CODEC, FILTER_CHECK, NEW_CONNECTION, TCP_DATA,
-                    TCP_CONNECT)
+                    TCP_CONNECT, GO_AWAY, GO_AWAY_AND_CLOSE)
 
 CONNECTION_IDLE = "HTTP_DOWNSTREAM_CONNECTION_IDLE"
 STREAM_IDLE = "HTTP_DOWNSTREAM_STREAM_IDLE"

@@ -164,5 +164,5 @@ def why_fixed(key: str, value: str, looked_up: frozenset[str]) -> str | None:
 def warn_unknown(scope: Scope) -> None:
     """Warn about keys that nothing looked up. To be called when everything is compiled."""
     for key, where in scope.runtime_unknown.items():
-        if key not in scope.runtime_asked:
+        if key not in scope.runtime_asked and key not in scope.runtime_live:
             scope.warn(where, "this runtime key is not known and has no effect")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from proxy.config.overload_model import CREATING_CODEC
 from proxy.http import server_connection as sc
 from proxy.http.filters import FILTERS, ROUTER
 from proxy.http.filters.base import FilterChain
@@ -17,7 +16,7 @@ from proxy.http.request_rules import RequestRules
 from proxy.http.response_rules import ResponseRules
 from proxy.http.route_table import RouteTable
 from proxy.http.router import Router
-from proxy.http.shedding import SheddingConnection
+from proxy.http.shedding import DataPoints, SheddingConnection
 from proxy.http.stream import Stream
 from proxy.overload.http import HttpOverload
 from proxy.overload.timers import ReducedTimeouts
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from proxy.http.route_table import CompiledRoute
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
-    from proxy.overload.worker import Chance
 
 
 def own_address(version: str = "v4") -> str:
@@ -100,13 +98,13 @@ class HttpConnectionManager:
         self.shedding: HttpOverload | None = None
         """Set while requests are being refused for overload."""
         self._overload: HttpOverload | None = None
-        self.sheds_codec: Chance | None = None
+        self.data_points: DataPoints | None = None
         self._connection: type[sc.ServerConnection] = sc.ServerConnection
         self._reduced: ReducedTimeouts | None = None
         if context.overload is not None and not listener.config.bypass_overload_manager:
             self._overload = HttpOverload(context.overload, self)
-            self.sheds_codec = context.overload.find(CREATING_CODEC)
-            if self.sheds_codec is not None:
+            self.data_points = DataPoints(context.overload)
+            if self.data_points.any is not None:
                 self._connection = SheddingConnection
             self._reduced = ReducedTimeouts(context.overload, self, listener)
 
@@ -125,6 +123,32 @@ class HttpConnectionManager:
             return False
         self.stats.downstream_cx_overload_disable_keepalive += 1
         return True
+
+    reads_at_once = True
+
+    def opened_in_vain(self, connection: Connection) -> None:
+        """As listener.filter_chain.NetworkFilter."""
+        self.stats.downstream_cx_total += 1
+        self.stats.downstream_cx_active += 1
+        self.stats.without_codec += 1
+        self.stats.without_codec_active += 1
+
+    def received_in_vain(self, size: int) -> None:
+        """Bytes of a connection that gets no codec."""
+        self.stats.downstream_cx_rx_bytes_total += size
+
+    def closed_in_vain(self, connection: Connection, now: float, local: bool) -> None:
+        """Count its end."""
+        stats = self.stats
+        stats.downstream_cx_active -= 1
+        stats.without_codec_active -= 1
+        stats.downstream_cx_destroy += 1
+        if local:
+            stats.downstream_cx_destroy_local += 1
+        else:
+            stats.downstream_cx_destroy_remote += 1
+        length = int((now - connection.accepted_at) * 1000)
+        stats.downstream_cx_length_ms[length] = stats.downstream_cx_length_ms.get(length, 0) + 1
 
     def rewrite_host(self, stream: Stream) -> bytes:
         """strip_trailing_host_dot, strip_any_host_port and strip_matching_host_port."""

@@ -1,8 +1,8 @@
 """The pools of all limits: main makes them before it forks, workers inherit them and are told what is in force.
 
-A limit is known by its key: ``GLOBAL``, ``listener_key(name)``, or ``filter_key(...)``. Limits of the configuration
-have their pools from the start; for those that only the admin interface sets, some pools are held ready (``SPARE``), so
-the number of descriptors is bounded: two a pool.
+A limit is known by its key: ``GLOBAL``, ``listener_key(name)``, or the id of a network filter. Limits of the
+configuration have their pools from the start; for those that only the admin interface sets, some pools are held ready
+(``SPARE``), so the number of descriptors is bounded: two a pool.
 """
 
 from __future__ import annotations

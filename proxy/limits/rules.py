@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from proxy.config.overload_model import DownstreamConnections
-from proxy.limits.pools import GLOBAL, Limit, listener_key
+from proxy.limits.pools import GLOBAL, Limit, Pools, listener_key
 from proxy.runtime.values import integer
 
 if TYPE_CHECKING:
@@ -40,6 +40,18 @@ def monitored_limit(bootstrap: Bootstrap) -> int | None:
     return None
 
 
+def make_pools(bootstrap: Bootstrap, workers: int, spare: int = 0, runtime: Mapping[str, object] | None = None
+               ) -> Pools:
+    """The pools of a configuration with its limits in force, to be made before workers are forked.
+
+    ``runtime``: what is in force, if not what the configuration says.
+    """
+    limits = limits_of(bootstrap, dict(bootstrap.runtime) if runtime is None else runtime)
+    pools = Pools(workers, [limit.key for limit in limits], spare)
+    pools.put_in_force(limits)
+    return pools
+
+
 def limits_of(bootstrap: Bootstrap, runtime: Mapping[str, object]) -> list[Limit]:
     """All limits that connections of listeners are subject to. The resource monitor goes before the runtime key."""
     limits = []
@@ -52,4 +64,9 @@ def limits_of(bootstrap: Bootstrap, runtime: Mapping[str, object]) -> list[Limit
         key = listener_limit_key(listener.name)
         if (value := integer(runtime.get(key))) is not None:
             limits.append(Limit(listener_key(listener.name), value, key))
+    for listener in bootstrap.listeners:
+        default = listener.default_filter_chain
+        for chain in (*listener.filter_chains, *(() if default is None else (default,))):
+            limits += (Limit(limit.id, limit.max_connections, f"connection_limit.{limit.stat_prefix}")
+                       for limit in chain.connection_limits)
     return limits

@@ -157,13 +157,13 @@ class Pool:
         _write(self._debt, count)
         header[_DEBT_SEEN] = 1  # main may have cleared it in between (tidy)
 
-    def release(self, count: int = 1) -> None:
-        """Connections are over."""
-        at, words, word = self._at, self._words, self._word - count
+    def release(self) -> None:
+        """A connection is over."""
+        at, words, word = self._at, self._words, self._word - 1
         if self._charged:
             # Fewer held before more are free: whoever adds up sees too little, never too much.
             words[at] = word | BUSY
-            _write(self._free, count)
+            _write(self._free, 1)
             if word > _LAST:
                 word = word & (HELD | CHARGED)
             word += STEP

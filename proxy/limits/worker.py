@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.limits.pools import GLOBAL, Order, Pools, WorkerPools, listener_key
 from proxy.limits.rules import exempt
@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
 
-Charged = tuple["Pool", ...]
-"""The pools that a connection counts in."""
+
+
+class Place(Protocol):
+    """What a connection is charged to."""
+
+    def release(self) -> None:
+        """The connection is over."""
+
+
+Charged = tuple[Place, ...]
+"""Everything that a connection counts in."""
 
 Admission = Callable[[socket.socket], Charged | None]
 """Asked for each accepted socket: what it is charged to, None if it was refused (it is closed and counted then)."""
@@ -37,9 +46,9 @@ class WorkerLimits:
         in_use = self._pools.in_use
         return (None if exempt(config) else in_use.get(GLOBAL)), in_use.get(listener_key(config.name))
 
-    def pool(self, key: str) -> Pool | None:
-        """The pool of any other limit."""
-        return self._pools.in_use.get(key)
+    def pool(self, key: str) -> Pool:
+        """The pool of a network filter (``key``: its id)."""
+        return self._pools.in_use[key]
 
     async def apply(self, order: Order, listeners: Iterable[ActiveListener]) -> None:
         """Follow main: charge what is open where a limit is new. When this returns the limits are in force."""

@@ -17,7 +17,7 @@ from proxy.listener.accept import ListenSocket
 from proxy.listener.connection import Connection
 from proxy.listener.connection_info import ConnectionInfo
 from proxy.listener.drain import DrainDecision
-from proxy.listener.filter_chain import ActiveFilterChain, ClosableProtocol, FilterChainManager
+from proxy.listener.filter_chain import ActiveFilterChain, Closable, ClosableProtocol, FilterChainManager
 from proxy.listener.listener_filters import ActiveTcpSocket, ListenerFilters
 from proxy.log import get
 from proxy.overload.listener import reject_gate, watch_listener
@@ -85,7 +85,7 @@ class ActiveListener:
         self._listener_filters = ListenerFilters(config, context) if config.listener_filters else None
         self._filter_chains = FilterChainManager(config, self, context)
         self._find = self._filter_chains.find
-        self.connections: dict[Connection, ClosableProtocol] = {}
+        self.connections: dict[Connection, Closable] = {}
         """Open connections with their network filter's side."""
         self.pending: set[ActiveTcpSocket] = set()
         """Connections whose listener filters wait for data."""
@@ -166,7 +166,7 @@ class ActiveListener:
         for protocol in list(self.connections.values()):
             protocol.close()
 
-    def all_connections(self) -> Iterator[tuple[Connection, ClosableProtocol | None]]:
+    def all_connections(self) -> Iterator[tuple[Connection, Closable | None]]:
         """Open connections with their network filter's side, which those that are still being looked at lack."""
         yield from self.connections.items()
         for pending in self.pending:
@@ -219,6 +219,8 @@ class ActiveListener:
         stats = self.stats
         stats.downstream_cx_total += 1
         stats.downstream_cx_active += 1
+        if chain.limits is not None and chain.limits.refuse(connection, self):
+            return
         protocol = chain.protocol(connection)
         opening = self._loop.connect_accepted_socket(lambda: protocol, connection.sock)
         try:

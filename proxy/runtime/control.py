@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from proxy import log
-from proxy.limits.pools import SPARE, Order, Pools, TooManyLimits
-from proxy.limits.rules import LEGACY_KEY, MONITOR, limits_of, monitored_limit
+from proxy.limits.pools import SPARE, Order, TooManyLimits
+from proxy.limits.rules import LEGACY_KEY, MONITOR, limits_of, make_pools, monitored_limit
 from proxy.runtime.layers import RuntimeLayers, RuntimeRefused
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class RuntimeControl:
     def __init__(self, bootstrap: Bootstrap, workers: int) -> None:
         self._bootstrap = bootstrap
         self.layers = RuntimeLayers(bootstrap)
-        limits = limits_of(bootstrap, self.layers.values())
-        self.pools = Pools(workers, [limit.key for limit in limits], SPARE if self.layers.changeable else 0)
-        self.pools.put_in_force(limits)
+        self.pools = make_pools(bootstrap, workers, SPARE if self.layers.changeable else 0, self.layers.values())
 
     def message(self) -> Message:
         """The request "runtime" for workers."""

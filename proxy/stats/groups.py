@@ -136,6 +136,14 @@ class HttpInspectorStats(StatGroup):
     __slots__ = tuple(__annotations__)
 
 
+class ConnectionLimitStats(StatGroup):
+    """``connection_limit.<stat_prefix>``."""
+
+    limited_connections: Counter
+    active_connections: Gauge
+    __slots__ = tuple(__annotations__)
+
+
 class TcpProxyStats(StatGroup):
     """``tcp.<stat_prefix>``."""
 
@@ -204,13 +212,20 @@ class HttpStats(ListenerHttpStats):
     rq_redirect: Counter
     rq_direct_response: Counter
     rq_overload_local_reply: Counter
+    without_codec: int
+    """Connections that were refused before anything was parsed, and how many of them are still open."""
+    without_codec_active: int
     __slots__ = tuple(__annotations__)
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self.without_codec = self.without_codec_active = 0
 
     def collect(self, out: Snapshot, flush: bool) -> None:
         super().collect(out, flush)
         # HTTP/1 is the only protocol there is so far.
-        out.counters[f"{self.prefix}.downstream_cx_http1_total"] = self.downstream_cx_total
-        out.gauges[f"{self.prefix}.downstream_cx_http1_active"] = self.downstream_cx_active
+        out.counters[f"{self.prefix}.downstream_cx_http1_total"] = self.downstream_cx_total - self.without_codec
+        out.gauges[f"{self.prefix}.downstream_cx_http1_active"] = self.downstream_cx_active - self.without_codec_active
         out.counters[f"{self.prefix}.downstream_rq_http1_total"] = self.downstream_rq_total
 
 

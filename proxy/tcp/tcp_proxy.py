@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from proxy.config.overload_model import NEW_CONNECTION, TCP_CONNECT, TCP_DATA
+from proxy.listener.connection_info import ConnectionInfo
 from proxy.overload.worker import find
 from proxy.stats.groups import TcpProxyStats
 from proxy.tcp.session import TcpSession
@@ -43,6 +44,22 @@ class TcpProxy:
     def protocol(self, connection: Connection) -> TcpSession:
         """The protocol of a new connection."""
         return self._session(self, connection)
+
+    reads_at_once = False
+
+    def opened_in_vain(self, connection: Connection) -> None:
+        """As listener.filter_chain.NetworkFilter."""
+        self.stats.downstream_cx_total += 1
+
+    def received_in_vain(self, size: int) -> None:
+        """It does not read."""
+
+    def closed_in_vain(self, connection: Connection, now: float, local: bool) -> None:
+        """Log it."""
+        if self.loggers:
+            info = ConnectionInfo(connection, now)
+            for log in self.loggers:
+                log(info)
 
     def cluster_name(self) -> str:
         """The cluster for a new session; drawn by weight where there are several."""
