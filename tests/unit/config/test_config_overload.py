@@ -88,7 +88,7 @@ def test_actions_points_and_timers() -> None:
         actions=[action("shrink_heap", scaled(0.5, 0.75)), action("reset_high_memory_stream"),
                  timers({"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
                         {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_scale": {"value": 25}})],
-        loadshed_points=[point("tcp_listener_accept"), point("http2_server_go_away_on_dispatch")])
+        loadshed_points=[point("tcp_listener_accept"), point("http3_server_go_away_on_dispatch")])
     assert result.actions[0] == Reaction(model.SHRINK_HEAP, (Trigger(INJECTED, 0.5, 0.75),))
     assert result.load_shed_points[0] == Reaction(model.TCP_ACCEPT, (Trigger(INJECTED, 0.9),))
     assert (result.refresh_interval, result.account_power) == (0.25, 20)
