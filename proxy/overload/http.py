@@ -85,10 +85,9 @@ class HttpOverload:
         stream.http10 = http10
         stream.request_complete = length == NO_BODY and method != b"CONNECT" and not (
             b"upgrade" in tokens and b"upgrade" in headers.index)
-        if b"close" in tokens or (http10 and b"keep-alive" not in tokens):
-            stream.saw_close = True
         self._manager.stats.downstream_rq_overload_close += 1
-        stream.local_reply(503, BODY, DETAILS, headers=self._reply_headers)
+        close = b"close" in tokens or (http10 and b"keep-alive" not in tokens)
+        stream.local_reply(503, BODY, DETAILS, headers=self._reply_headers, close=close)
         return True
 
     def checks_route(self, stream: Stream) -> bool:
