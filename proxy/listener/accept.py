@@ -29,8 +29,8 @@ LAST_ACCEPTS = 65536
 HANDSHAKE_PATIENCE = 0.05
 """Seconds for handshakes that are under way when a socket is to be closed: closing it would reset them."""
 
-WARN_INTERVAL = 10.0
-"""Seconds between warnings of one socket about failed accepts."""
+QUIET = 10.0
+"""Seconds without a failed accept after which the next one is news, and worth a line in the log."""
 
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h."""
@@ -76,6 +76,12 @@ class _Accepted6(socket.socket):
     type = socket.SOCK_STREAM
 
 
+class _Exhaustion:
+    """When this process last ran out of descriptors or memory, whichever socket noticed."""
+
+    last = -QUIET
+
+
 class ListenSocket:
     """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop."""
 
@@ -93,7 +99,6 @@ class ListenSocket:
         self._suspended = False
         self._paused: TimerHandle | None = None
         self._closing: TimerHandle | None = None
-        self._warned_at = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -165,8 +170,8 @@ class ListenSocket:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
         if error.errno in OUT_OF_RESOURCES and self._sock is not None and self._paused is None:
             now = self._loop.time()
-            if now - self._warned_at > WARN_INTERVAL or not self._warned_at:
-                self._warned_at = now
+            last, _Exhaustion.last = _Exhaustion.last, now
+            if now - last >= QUIET or now < last:
                 log.warning("listener %s: accept failed: %s; new connections wait", self.address.text, error.strerror)
             self._loop.remove_reader(self._sock)
             self._paused = self._loop.call_later(PAUSE, self.resume)
