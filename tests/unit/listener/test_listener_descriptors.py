@@ -33,7 +33,7 @@ class Loop:
         timer = self.clock + delay, call
 
         class Handle:
-            def cancel(inner) -> None:  # noqa: N805
+            def cancel(inner) -> None:
                 if timer in self.timers:
                     self.timers.remove(timer)
 
@@ -62,7 +62,13 @@ class Full:
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(accept.log, "warning", lambda text, *values: found.append(text % values))
+
+    class Log:
+        @staticmethod
+        def warning(text: str, *values: object) -> None:
+            found.append(text % values)
+
+    monkeypatch.setattr(accept, "log", Log)
     monkeypatch.setattr(accept._Exhaustion, "last", -QUIET)
     return found
 
