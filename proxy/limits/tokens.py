@@ -38,6 +38,9 @@ _LAST = CHARGED | 1 << 60
 
 NO_LIMIT = 1 << 62
 
+LOOKS = 8
+"""At the words of all workers, for a moment in which none changes."""
+
 LEFT_TO_TAKERS = 4096
 """Tokens; retiring them costs whoever takes the next one some milliseconds."""
 
@@ -128,10 +131,27 @@ class Pool:
             return False
         else:
             self._word = words[at] = word + 1
-        held = sum(words) & HELD
-        if held > self._peak:
-            self._peak = self._peaks[at] = held
+        if sum(words) & HELD > self._peak:
+            self._note_peak()
         return True
+
+    def _note_peak(self) -> None:
+        held = self._look()
+        if held is not None and held > self._peak:
+            self._peak = self._peaks[self._at] = held
+
+    def _look(self) -> int | None:
+        """What all hold at one moment; None when there was none in which nobody worked.
+
+        Words that are added up while others change may count one place twice.
+        """
+        before = list(self._words)
+        for _ in range(LOOKS):
+            after = list(self._words)
+            if after == before:
+                return sum(after) & HELD
+            before = after
+        return None
 
     def _pay(self) -> None:
         """Retire the token in hand for each debt, and find another. Raises BlockingIOError when there is none."""
@@ -149,7 +169,7 @@ class Pool:
         if self._charged and count:
             self._owe(count)
         self._settled(word + count)
-        self._peak = self._peaks[self._at] = max(self._peak, sum(words) & HELD)
+        self._note_peak()
 
     def _owe(self, count: int) -> None:
         header = self._header
@@ -264,11 +284,12 @@ class Pool:
     @property
     def in_use(self) -> int:
         """Connections counted now."""
-        return sum(self._words) & HELD
+        held = self._look()
+        return sum(self._words) & HELD if held is None else held
 
     @property
     def highest(self) -> int:
-        """The most that ever were."""
+        """The most that were seen."""
         return max(self._peaks)
 
     @property
