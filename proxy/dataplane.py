@@ -89,6 +89,12 @@ class DataPlane:
         now = self.context.loop.time()
         return len(found), [_describe(connection, protocol, now) for connection, protocol in oldest]
 
+    def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        """Who holds the connections that count for each limit, for /limits."""
+        limits = self.context.limits
+        return {} if limits is None else limits.clients(
+            connection for listener in self.listeners.listeners for connection, _ in listener.all_connections())
+
     def drain_listeners(self, inbound_only: bool, graceful: bool, skip_exit: bool) -> None:
         """/drain_listeners."""
         self.listeners.drain(inbound_only=inbound_only, graceful=graceful, skip_exit=skip_exit)

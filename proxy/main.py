@@ -13,7 +13,7 @@ from typing import Any
 
 from proxy import log
 from proxy.access_log.file import LogFileError, LogFiles
-from proxy.admin import connections
+from proxy.admin import connections, limits
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
@@ -241,6 +241,10 @@ class Server:
     async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """Open downstream connections of all workers: their number, and the oldest of them."""
         return connections.merge([answer for _, answer in await self._workers.ask("connections", limit)], limit)
+
+    async def limit_clients(self) -> limits.Clients:
+        """Who holds the connections that count for each limit."""
+        return limits.merge([answer for _, answer in await self._workers.ask("limit_clients")])
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

@@ -82,6 +82,9 @@ class Server(Protocol):
     async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many downstream connections are open, and the ``limit`` oldest (proxy.admin.connections.FIELDS)."""
 
+    async def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        """Key of a connection limit -> (IP address, connections) of those who hold the most (proxy.admin.limits)."""
+
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:
         """Close or drain listeners."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from proxy.admin import config_dump, connections, control, info, runtime, stats, status
+from proxy.admin import config_dump, connections, control, info, limits, runtime, stats, status
 from proxy.admin.console import Console
 from proxy.admin.messages import Request, Response
 
@@ -62,6 +62,8 @@ COMMANDS = (
             info.handle_hot_restart_version),
     Command("/init_dump", "what the start still waits for", info.handle_init_dump),
     Command("/listeners", "listeners and their addresses", status.handle_listeners, (_FORMAT,)),
+    Command("/limits", "connection limits, how near they are, and who holds the connections (not in Envoy)",
+            limits.handle_limits, (_FORMAT,)),
     Command("/logging", "show or change log levels (?<logger>=<level>)", control.handle_logging, (
         Parameter("paths", "change several loggers: <logger1>:<level1>,<logger2>:<level2>"),
         Parameter("level", "change all loggers", ("", *control.LEVELS))), post=True),

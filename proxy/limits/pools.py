@@ -31,6 +31,10 @@ class Limit(NamedTuple):
 
     key: str
     value: int | None
+    kind: str
+    """``global``, ``listener`` or ``filter``."""
+    name: str
+    """Of the listener, or the statistics' prefix of the filter."""
     source: str
 
 
@@ -79,8 +83,8 @@ class Pools:
         """
         self.check(limits)
         given = {limit.key: limit for limit in limits}
-        for key in self.limits:
-            given.setdefault(key, Limit(key, None, ""))
+        for key, limit in self.limits.items():
+            given.setdefault(key, limit._replace(value=None, source=""))
         for key, limit in given.items():
             at = self._places.setdefault(key, len(self._places))
             self.all[at].set_limit(limit.value if self._binds(limit) else None)

@@ -57,16 +57,16 @@ def limits_of(bootstrap: Bootstrap, runtime: Mapping[str, object]) -> list[Limit
     limits = []
     monitored = monitored_limit(bootstrap)
     if monitored is not None:
-        limits.append(Limit(GLOBAL, monitored, MONITOR))
+        limits.append(Limit(GLOBAL, monitored, "global", "", MONITOR))
     elif (value := integer(runtime.get(LEGACY_KEY))) is not None:
-        limits.append(Limit(GLOBAL, value, LEGACY_KEY))
+        limits.append(Limit(GLOBAL, value, "global", "", LEGACY_KEY))
     for listener in bootstrap.listeners:
         key = listener_limit_key(listener.name)
         if (value := integer(runtime.get(key))) is not None:
-            limits.append(Limit(listener_key(listener.name), value, key))
+            limits.append(Limit(listener_key(listener.name), value, "listener", listener.name, key))
     for listener in bootstrap.listeners:
         default = listener.default_filter_chain
         for chain in (*listener.filter_chains, *(() if default is None else (default,))):
-            limits += (Limit(limit.id, limit.max_connections, f"connection_limit.{limit.stat_prefix}")
-                       for limit in chain.connection_limits)
+            limits += (Limit(one.id, one.max_connections, "filter", one.stat_prefix, f"{one.id}.max_connections")
+                       for one in chain.connection_limits)
     return limits

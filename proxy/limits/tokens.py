@@ -93,6 +93,11 @@ class Pool:
         self._peak = 0
         self._charged = False
 
+    @property
+    def pool(self) -> Pool:
+        """Itself (limits.worker.Place)."""
+        return self
+
     def descriptors(self) -> set[int]:
         """What a worker has to keep open."""
         return {self._free, self._debt} - {-1}

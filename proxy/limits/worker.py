@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
     from proxy.listener.listener import ActiveListener
 
 
+MOST_CLIENTS = 10_000
+"""Addresses that a worker tells of, for each limit."""
+
 
 class Place(Protocol):
     """What a connection is charged to."""
+
+    @property
+    def pool(self) -> Pool:
+        """Where it counts."""
 
     def release(self) -> None:
         """The connection is over."""
@@ -49,6 +57,16 @@ class WorkerLimits:
     def pool(self, key: str) -> Pool:
         """The pool of a network filter (``key``: its id)."""
         return self._pools.in_use[key]
+
+    def clients(self, connections: Iterable[Connection]) -> dict[str, list[tuple[str, int]]]:
+        """Who holds the connections that count for each limit: (IP address, connections), the most first."""
+        keys = {id(pool): key for key, pool in self._pools.in_use.items()}
+        counts: dict[str, Counter[str]] = {}
+        for connection in connections:
+            for place in connection.charged:
+                key = keys[id(place.pool)]
+                counts.setdefault(key, Counter())[connection.remote.host] += 1
+        return {key: count.most_common(MOST_CLIENTS) for key, count in counts.items()}
 
     async def apply(self, order: Order, listeners: Iterable[ActiveListener]) -> None:
         """Follow main: charge what is open where a limit is new. When this returns the limits are in force."""

@@ -22,7 +22,6 @@ from proxy.config.reader import Scope, compile_message
 from proxy.config.runtime import layered_runtime
 from proxy.options import Options
 from proxy.runtime.control import RuntimeControl
-from proxy.runtime.layers import RuntimeStats
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
 
@@ -84,6 +83,7 @@ class FakeServer:
             runtime_layers=compile_message(message.layered_runtime, "", Scope(), layered_runtime) or ()))
         self.runtime = RuntimeControl(self.loaded.bootstrap, 2)
         self.late: list[int] = []
+        self.holders: dict[str, list[tuple[str, int]]] = {}
         self.loop: Any = None
         self.state = "LIVE"
         self.started_at = time.time()
@@ -129,7 +129,12 @@ class FakeServer:
 
     async def reset_counters(self) -> None:
         self.workers.counters = dict.fromkeys(self.workers.counters, 0)
-        self.runtime.layers.stats = RuntimeStats("runtime")
+        stats = self.runtime.layers.stats
+        for name in (name for name, kind in stats.KINDS.items() if kind == "Counter"):
+            setattr(stats, name, 0)
+
+    async def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        return self.holders
 
     async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
         self.runtime.override(overrides)

@@ -12,7 +12,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext
 from fakes import FakeServer
 
-from proxy.admin import config_dump, control, home, info, messages, patterns, redact, runtime, stats
+from proxy.admin import config_dump, control, home, info, limits, messages, patterns, redact, runtime, stats
 from proxy.admin.commands import COMMANDS, help_text
 from proxy.admin.console import Console
 from proxy.admin.status import address_document
@@ -174,6 +174,33 @@ def test_an_override_that_a_worker_has_not_confirmed() -> None:
     server.late = [1]
     answer = ask(server, runtime.handle_runtime_modify, "/runtime_modify?a=1")
     assert (answer.status, answer.body) == (503, "written, but not yet in force: no answer from worker 1\n")
+
+
+def test_limits() -> None:
+    server = FakeServer({
+        "static_resources": {"listeners": [
+            {"name": "main", "address": {"socket_address": {"address": "1.2.3.4", "port_value": 1}}}]},
+        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]}})
+    assert ask(server, limits.handle_limits, "/limits").body == "no limits\n"
+    for change in ("overload.global_downstream_max_connections=7",
+                   "envoy.resource_limits.listener.main.connection_limit=5",
+                   "envoy.resource_limits.listener.main.connection_limit="):
+        ask(server, runtime.handle_runtime_modify, f"/runtime_modify?{change}")
+    pool = server.runtime.pools.pool("global")
+    pool.attach(1, True)
+    assert [pool.take() for _ in range(9)].count(True) == 7
+    pool.release()
+    server.holders = limits.merge([{"global": [("10.0.0.1", 2), ("10.0.0.2", 1)]}, {"global": [("10.0.0.2", 3)]}])
+    assert ask(server, limits.handle_limits, "/limits").body == (
+        "global: limit 7 by overload.global_downstream_max_connections, in use 6, highest 7, refused 2\n"
+        "  10.0.0.2 4\n  10.0.0.1 2\n"
+        "listener main: no limit any more, in use 0, highest 0, refused 0\n")
+    rows = json.loads(ask(server, limits.handle_limits, "/limits?format=json").body)["limits"]
+    assert rows[0] == {
+        "kind": "global", "name": "", "source": "overload.global_downstream_max_connections", "limit": 7, "in_use": 6,
+        "highest": 7, "refused": 2,
+        "clients": [{"address": "10.0.0.2", "connections": 4}, {"address": "10.0.0.1", "connections": 2}]}
+    assert ask(server, limits.handle_limits, "/limits?format=xml").status == 400
 
 
 def test_what_the_start_waits_for() -> None:
