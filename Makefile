@@ -22,7 +22,8 @@ bench: ## compare with Envoy and HAProxy: requests per second, latency, memory; 
 lint: ## ruff and mypy --strict
 	@$(RUN) lint scripts/lint
 
-soak: ## an hour of mixed load (SECONDS=600 for less); fails on failed requests and leaks
+soak: ## connection limits among dying workers, then an hour of mixed load (SECONDS=600 for less)
+	@$(RUN) demo python -m demo.limits
 	@$(RUN) demo python -m demo.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 clean: ## remove the virtual environment, the installed copy and caches
