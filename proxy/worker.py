@@ -92,7 +92,7 @@ class Worker:
             "snapshot": lambda flush: self.data_plane.snapshot(flush).to_wire(),
             "clusters": lambda _: self.data_plane.cluster_status(),
             "connections": lambda limit: self.data_plane.connections(limit),
-            "limit_clients": lambda _: self.data_plane.limit_clients(),
+            "limit_clients": lambda _: {} if self._data_plane is None else self._data_plane.limit_clients(),
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
             "runtime": self._runtime,
