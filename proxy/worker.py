@@ -23,6 +23,7 @@ from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
 from proxy.ipc import Channel, Refusal
 from proxy.limits.pools import Order, Pools
+from proxy.listener.accept import OUT_OF_RESOURCES, Exhaustion
 from proxy.options import Options
 from proxy.overload.manager import release_memory
 
@@ -169,9 +170,12 @@ class Worker:
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The loops' exception handler: whatever arrives here is a defect."""
+    """The loops' exception handler: what arrives here is a defect, unless the admin interface could not accept."""
     error = context.get("exception")
-    if error is None:
+    if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES and "socket" in context:
+        if Exhaustion.news(loop.time()):  # asyncio tries again a second later
+            _log.warning("%s: %s; new connections wait", context["message"], error.strerror)
+    elif error is None:
         _log.critical("%s", context["message"])
     else:
         _log.exception(context["message"], error)

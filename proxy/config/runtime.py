@@ -34,7 +34,7 @@ HARMLESS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     (r"envoy\.reloadable_features\.coalesce_lb_rebuilds_on_batch_update", _always,
      "when load balancers are rebuilt after an update; a static configuration has no updates"),
     (r"envoy\.reloadable_features\.fixed_heap_use_allocated", _always,
-     "how the fixed_heap resource monitor measures, which is refused"),
+     "how Envoy's fixed_heap resource monitor measures; ours asks the kernel"),
     (r"envoy\.deprecated_features:.*", _always,
      "permits a deprecated field; each field is accepted or refused on its own"),
     (r"re2\.max_program_size\.warn_level", _always, "only counts and logs"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import resource
+import socket
 from typing import Any
 
 import pytest
 
+from proxy import worker
 from proxy.config.model import SocketAddress
 from proxy.listener import accept
 from proxy.listener.accept import PAUSE, QUIET, ListenSocket
@@ -69,7 +72,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append(text % values)
 
     monkeypatch.setattr(accept, "log", Log)
-    monkeypatch.setattr(accept._Exhaustion, "last", -QUIET)
+    monkeypatch.setattr(accept.Exhaustion, "last", -QUIET)
     return found
 
 
@@ -117,3 +120,68 @@ def test_an_error_of_the_connection_is_no_lack(lines: list[str]) -> None:
     assert sock in loop.readers
     assert not one.paused
     assert lines == []
+
+
+class Endless(Full):
+    """A listening socket with connections."""
+
+    def _accept(self) -> Any:
+        self.tries += 1
+        one, other = socket.socketpair()
+        other.close()
+        return one.detach(), ("127.0.0.1", 1)
+
+
+def test_the_last_descriptors_are_not_for_clients(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    one, _ = listening(loop, 0)
+    sock: Any = Endless(0)
+    loop.readers.clear()
+    one._sock = sock
+    loop.add_reader(sock, None)
+    one.accepted = lambda accepted, _: accepted.close()
+    one._readable()
+    assert sock.tries == accept.ACCEPT_BATCH
+    one._reserved = 3  # any descriptor is one of the last
+    one._readable()
+    assert sock.tries == accept.ACCEPT_BATCH + 1  # it is served all the same
+    assert sock not in loop.readers
+    for _ in range(5):
+        loop.advance(PAUSE)
+        one.resume()  # a connection has ended, and its descriptor is of the reserve, too
+    assert sock.tries == accept.ACCEPT_BATCH + 1
+    monkeypatch.setattr(accept, "next_descriptor", lambda: 2)
+    loop.advance(PAUSE)
+    assert sock in loop.readers
+    assert lines == ["listener 127.0.0.1:1: only reserved descriptors are left; new connections wait"]
+
+
+@pytest.mark.parametrize(("soft", "first"), [(256, 224), (1024, 896), (20000, 19744),
+                                             (resource.RLIM_INFINITY, 1 << 31)])
+def test_the_reserve(monkeypatch: pytest.MonkeyPatch, soft: int, first: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    assert accept.first_reserved() == first
+
+
+def test_asyncio_runs_out_in_the_admin_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+
+    class Log:
+        @staticmethod
+        def warning(text: str, *values: object) -> None:
+            found.append(text % values)
+
+        @staticmethod
+        def exception(text: str, error: Exception) -> None:
+            found.append(f"defect: {text} {error}")
+
+    monkeypatch.setattr(worker, "_log", Log)
+    monkeypatch.setattr(accept.Exhaustion, "last", -QUIET)
+    loop: Any = Loop()
+    context = {"message": "socket.accept() out of system resource", "socket": object(),
+               "exception": OSError(errno.ENFILE, "Too many open files in system")}
+    for _ in range(3):
+        worker.log_loop_error(loop, context)
+    worker.log_loop_error(loop, {"message": "a task failed", "exception": OSError(errno.ENFILE, "no")})
+    assert found == ["socket.accept() out of system resource: Too many open files in system; new connections wait",
+                     "defect: a task failed [Errno 23] no"]
