@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
+from proxy.limits.pools import SPARE
 from proxy.limits.rules import make_pools
 from proxy.limits.worker import WorkerLimits
 from proxy.listener.accept import BindError
@@ -45,8 +46,10 @@ class DataPlane:
         self.context = Context(loop, bootstrap, options, self.log_files, worker)
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
         # Without pools that were made for all workers, limits are this worker's own.
-        own = pools is None
-        self.context.limits = WorkerLimits(make_pools(bootstrap, 1) if pools is None else pools, 0 if own else worker)
+        if pools is None:
+            self.context.limits = WorkerLimits(make_pools(bootstrap, 1, SPARE), 0)
+        else:
+            self.context.limits = WorkerLimits(pools, worker)
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
         if (overload := self.context.overload) is not None:
