@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from tests.conformance.dsl import Case, Step, accept, admin, close, connect, end, get, on, recv, send, shut, stat
-from tests.conformance.snippets import A, bootstrap, chain, hcm, listener, tcp
+from tests.conformance.dsl import (
+    Case,
+    Differs,
+    Step,
+    accept,
+    admin,
+    close,
+    connect,
+    end,
+    get,
+    on,
+    recv,
+    send,
+    shut,
+    stat,
+)
+from tests.conformance.snippets import ACCESS_LOG, A, bootstrap, chain, hcm, listener, nest, tcp
 
 HELLO = "- {match: {prefix: /}, direct_response: {status: 200, body: {inline_string: hello}}}"
 DOWNSTREAM_CONNECTIONS = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
@@ -63,6 +78,7 @@ def filter_stats(prefix: str) -> tuple[str, ...]:
 HTTP_STATS = tuple(f"http.main.downstream_cx_{name}" for name in (
     "total", "active", "http1_total", "destroy", "destroy_local", "destroy_remote", "rx_bytes_total"))  # fmt: skip
 TCP_STATS = ("tcp.tcp.downstream_cx_total", "tcp.tcp.downstream_cx_rx_bytes_total", "cluster.a.upstream_cx_total")
+UNLOGGED = hcm(HELLO, prefix="main").replace(nest(ACCESS_LOG, 4) + "\n", "")
 SECOND = listener("second", chain(hcm(HELLO, prefix="second")))
 FREE = listener("free", chain(hcm(HELLO, prefix="free")), extra="ignore_global_conn_limit: true")
 OWN = bootstrap(
@@ -75,16 +91,26 @@ BOTH = bootstrap(listener("main", chain(hcm(HELLO, prefix="main"))), SECOND,
 FILTERED = bootstrap(listener("main", chain(filter_limit("f", 1) + hcm(HELLO, prefix="main")), extra=LISTENER_LOG))
 FILTERED_LATE = bootstrap(
     listener("main", chain(filter_limit("f", 1, "delay: 0.4s") + hcm(HELLO, prefix="main"))))  # fmt: skip
+FILTERED_VERY_LATE = bootstrap(
+    listener("main", chain(filter_limit("f", 1, "delay: 3s") + hcm(HELLO, prefix="main"))))  # fmt: skip
 FILTERED_TCP = bootstrap(listener("main", chain(filter_limit("f", 1) + tcp()), extra=LISTENER_LOG), A)
 FILTERED_TCP_LATE = bootstrap(listener("main", chain(filter_limit("f", 1, "delay: 0.4s") + tcp())), A)
 SWITCHED = bootstrap(
     listener("main", chain(filter_limit("f", 1, "runtime_enabled: {default_value: false, runtime_key: limit.on}")
                            + hcm(HELLO, prefix="main"))), extra=runtime("limit.off: true"))  # fmt: skip
+SWITCHED_ONCE = bootstrap(
+    listener("main", chain(filter_limit("f", 1, "runtime_enabled: {default_value: false, runtime_key: limit.on}")
+                           + UNLOGGED)), listener("second", chain(UNLOGGED)), extra=runtime())  # fmt: skip
 TWICE = bootstrap(listener("main", chain(filter_limit("f", 2) + filter_limit("g", 1) + hcm(HELLO, prefix="main"))))
 SHARED = bootstrap(
     listener("main", chain(filter_limit("f", 1) + hcm(HELLO, prefix="main"))),
     listener("second", chain(filter_limit("f", 1) + hcm(HELLO, prefix="second"))))  # fmt: skip
 
+BYPASS = listener("bypass", chain(UNLOGGED), extra="bypass_overload_manager: true")
+MAIN = listener("main", chain(UNLOGGED))
+LEGACY, LEGACY_AND_ONE = (bootstrap(MAIN, BYPASS, extra=runtime(f"overload.global_downstream_max_connections: {limit}"))
+                          for limit in (2, 3))  # fmt: skip
+"""There is one admin connection all the time, which counts in Envoy."""
 LATER = "listener.127.0.0.1_$({0}).downstream_cx_destroy"
 MAIN_LIMIT = "envoy.resource_limits.listener.main.connection_limit"
 
@@ -141,6 +167,14 @@ CASES = [
           on("three", connect("free"), get("/3")), on("four", get("/4")), on("five", get("/5")),
           on("six", connect(), end()), on("seven", connect("free"), get("/6"))], log=6,
          stats=counted("main", *counted("free"))),
+    Case("limit-of-all-and-bypass", bootstrap(MAIN, BYPASS, extra=monitor(1)),
+         [on("one", get("/1")), on("two", connect("bypass"), get("/2")), on("three", connect(), end())],
+         log=0, stats=counted("main", *counted("bypass"))),
+    Case("limit-of-all-and-the-admin-interface", LEGACY, [on("one", get("/1")), on("two", get("/2"))], log=0,
+         stats=counted("main"), differs=Differs("operator-gets-in", {"config": LEGACY_AND_ONE})),
+    Case("limit-of-all-and-the-operator", LEGACY, [on("one", get("/1")), on("two", connect("bypass"), get("/2"))],
+         log=0, stats=counted("main", *counted("bypass")),
+         differs=Differs("operator-gets-in", {"config": LEGACY_AND_ONE})),
     Case("limits-of-both-kinds", BOTH,
          [on("one", get("/1")), on("two", connect(), end()), on("three", connect("second"), get("/2")),
           on("four", connect("second"), get("/3")), on("five", connect("second"), end()), on("six", connect(), end())],
@@ -159,7 +193,7 @@ CASES = [
     Case("limit-filter-delay-client-ends", FILTERED_LATE,
          [on("one", get("/1")), on("two", connect(), send(b"GET"), shut(), end())],
          stats=counted("main", *filter_stats("f"), *HTTP_STATS)),
-    Case("limit-filter-delay-counts", FILTERED_LATE,
+    Case("limit-filter-delay-counts", FILTERED_VERY_LATE,
          [on("one", get("/1")), on("two", connect()), stat("connection_limit.f.active_connections", 2),
           on("one", close()), stat("connection_limit.f.active_connections", 1), on("three", connect(), end()),
           on("two", end()), stat("connection_limit.f.active_connections", 0), on("four", get("/2"))], log=2,
@@ -176,6 +210,12 @@ CASES = [
     Case("limit-filter-switched-on", SWITCHED,
          [modify("limit.on=true"), on("one", get("/1")), on("two", connect(), end()), on("one", close()),
           stat(LATER.format("main"), 2), modify("limit.on=")], stats=counted("main", *filter_stats("f"))),
+    Case("limit-filter-switched-on-later", SWITCHED_ONCE,
+         [on("one", get("/1")), modify("limit.on=true"), on("one", close()), stat(LATER.format("main"), 1),
+          on("two", get("/2"))], log=0, stats=filter_stats("f"),
+         differs=Differs("limit-filter-switch", {"client": [
+             on("one", connect("second"), get("/1")), modify("limit.on=true"), on("one", close()),
+             stat(LATER.format("second"), 1), on("two", get("/2"))]})),
     Case("limit-filter-twice", TWICE, [on("one", get("/1")), on("one", close()), stat(LATER.format("main"), 1),
                                        on("two", get("/2"))], log=2,
          stats=(*filter_stats("f"), *filter_stats("g"))),
