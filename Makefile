@@ -17,6 +17,7 @@ test: ## lint, types and all tests: unit, conformance, network namespaces, end t
 
 bench: ## compare with Envoy and HAProxy: requests per second, latency, memory; capture with iptables-restore
 	@$(RUN) bench python -m bench.capture
+	@$(RUN) bench python -m bench.limits
 	@$(RUN) bench python -m bench
 
 lint: ## ruff and mypy --strict

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.limits.tokens import Pool
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
+    from proxy.stats.groups import ListenerStats
 
 
 MOST_CLIENTS = 10_000
@@ -38,6 +39,13 @@ class Place(Protocol):
 
 Charged = tuple[Place, ...]
 """Everything that a connection counts in."""
+
+
+class Counted(Protocol):
+    """A connection."""
+
+    charged: Charged
+
 
 Admission = Callable[[socket.socket], Charged | None]
 """Asked for each accepted socket: what it is charged to, None if it was refused (it is closed and counted then)."""
@@ -89,11 +97,16 @@ class WorkerLimits:
 
 
 def admission(listener: ActiveListener, rejects: Callable[[], bool] | None) -> Admission | None:
-    """What a listener asks, in Envoy's order: the limit of all connections, overload (``rejects``), its own limit."""
+    """What a listener asks for each accepted socket; None: nothing."""
     everything, own = listener.pools
     if everything is None and own is None and rejects is None:
         return None
-    stats = listener.stats
+    return admission_of(everything, rejects, own, listener.stats)
+
+
+def admission_of(everything: Pool | None, rejects: Callable[[], bool] | None, own: Pool | None, stats: ListenerStats
+                 ) -> Admission:
+    """In Envoy's order: the limit of all connections, overload (``rejects``), the listener's own limit."""
     charged = tuple(pool for pool in (everything, own) if pool is not None)
 
     def admit(sock: socket.socket) -> Charged | None:
@@ -114,7 +127,7 @@ def admission(listener: ActiveListener, rejects: Callable[[], bool] | None) -> A
     return admit
 
 
-def discharge(connection: Connection) -> None:
+def discharge(connection: Counted) -> None:
     """A connection is over: it counts nowhere any more."""
     for pool in connection.charged:
         pool.release()
