@@ -192,6 +192,7 @@ class Server:
         interval = self.loaded.bootstrap.stats_flush_interval
         while True:
             await asyncio.sleep(interval)
+            self.runtime.pools.tidy()
             recorded = await self._workers.flush()
             if self._overload is not None:
                 recorded.append(self._overload.flush())
