@@ -33,8 +33,11 @@ CHARGED = 1 << 61
 """What the worker holds are tokens; without it, it only counts."""
 BUSY = 1 << 63
 """An operation is under way."""
-_LAST = CHARGED | 1 << 60
+_OVERFLOW = 1 << 60
 """Numbers of operations begin again here."""
+MANY = 8
+"""Workers; among more, each adds up what all hold only after every sixteenth connection or so: that takes a while."""
+_SOMETIMES = 15 * STEP
 
 NO_LIMIT = 1 << 62
 
@@ -135,8 +138,8 @@ class Pool:
             self._refusals[at] += 1
             return False
         else:
-            self._word = words[at] = word + 1
-        if sum(words) & HELD > self._peak:
+            self._word = words[at] = word + (STEP + 1)
+        if (self.workers <= MANY or not word & _SOMETIMES) and sum(words) & HELD > self._peak:
             self._note_peak()
         return True
 
@@ -189,9 +192,9 @@ class Pool:
             # Fewer held before more are free: whoever adds up sees too little, never too much.
             words[at] = word | BUSY
             _write(self._free, 1)
-            if word > _LAST:
-                word = word & (HELD | CHARGED)
             word += STEP
+        if word & _OVERFLOW:
+            word &= HELD | CHARGED
         self._word = words[at] = word
 
     def enforce(self, limited: bool) -> None:

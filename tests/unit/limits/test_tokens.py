@@ -181,10 +181,16 @@ def test_numbers_of_operations_begin_again(family: Callable[..., Family]) -> Non
     pools = family(2, 5)
     worker = pools.workers[0]
     takes(worker, 3)
-    worker._word = worker._words[0] = tokens._LAST | worker._word
+    worker._word = worker._words[0] = tokens._OVERFLOW | worker._word
     worker.release()
-    assert worker._words[0] == tokens.CHARGED + tokens.STEP + 2
+    assert worker._words[0] == tokens.CHARGED + 2
     assert pools.main.in_use == 2
+
+
+def test_many_workers_add_up_now_and_then(family: Callable[..., Family]) -> None:
+    pools = family(tokens.MANY + 1, 100)
+    assert takes(pools.workers[3], 40) == [True] * 40
+    assert 25 <= pools.main.highest <= 40
 
 
 def test_an_audit_waits_for_a_quiet_moment(family: Callable[..., Family]) -> None:
