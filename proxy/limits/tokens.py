@@ -35,9 +35,8 @@ BUSY = 1 << 63
 """An operation is under way."""
 _OVERFLOW = 1 << 60
 """Numbers of operations begin again here."""
-MANY = 8
-"""Workers; among more, each adds up what all hold only after every sixteenth connection or so: that takes a while."""
 _SOMETIMES = 15 * STEP
+"""Zero in every sixteenth operation."""
 
 NO_LIMIT = 1 << 62
 
@@ -73,8 +72,8 @@ class Pool:
     ``take``, ``charge`` and ``release``. A single worker needs no tokens: the limit is compared with its count.
     """
 
-    __slots__ = ("_at", "_charged", "_debt", "_free", "_header", "_peak", "_peaks", "_refusals", "_word", "_words",
-                 "issued", "lost", "workers")
+    __slots__ = ("_at", "_charged", "_debt", "_free", "_header", "_own_peak", "_peak", "_peaks", "_refusals", "_word",
+                 "_words", "issued", "lost", "workers")
 
     def __init__(self, memory: memoryview, workers: int) -> None:
         self.workers = workers
@@ -94,6 +93,7 @@ class Pool:
         self._at = 0
         self._word = 0
         self._peak = 0
+        self._own_peak = 0
         self._charged = False
 
     @property
@@ -119,6 +119,7 @@ class Pool:
         self._charged = charged and self.workers > 1
         self._word = self._words[worker] = CHARGED if self._charged else 0
         self._peak = self._peaks[worker]
+        self._own_peak = 0
 
     def take(self) -> bool:
         """Count one more connection if the limit allows it."""
@@ -131,21 +132,25 @@ class Pool:
                     self._pay()
             except BlockingIOError:
                 self._word = words[at] = word + STEP
-                self._refusals[at] += 1
-                return False
+                return self._refuse()
             self._word = words[at] = word + (STEP + 1)
         elif word & HELD >= self._header[_OWN_LIMIT]:
-            self._refusals[at] += 1
-            return False
+            return self._refuse()
         else:
             self._word = words[at] = word + (STEP + 1)
-        if (self.workers <= MANY or not word & _SOMETIMES) and sum(words) & HELD > self._peak:
+        # What all hold is added up where it is likely to be more than ever: more here than ever, or a refusal.
+        if word & HELD >= self._own_peak or not word & _SOMETIMES:
+            self._own_peak = max(self._own_peak, (word & HELD) + 1)
             self._note_peak()
         return True
 
+    def _refuse(self) -> bool:
+        self._refusals[self._at] += 1
+        self._note_peak()
+        return False
+
     def _note_peak(self) -> None:
-        held = self._look()
-        if held is not None and held > self._peak:
+        if sum(self._words) & HELD > self._peak and (held := self._look()) is not None and held > self._peak:
             self._peak = self._peaks[self._at] = held
 
     def _look(self) -> int | None:

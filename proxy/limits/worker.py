@@ -107,7 +107,18 @@ def admission(listener: ActiveListener, rejects: Callable[[], bool] | None) -> A
 def admission_of(everything: Pool | None, rejects: Callable[[], bool] | None, own: Pool | None, stats: ListenerStats
                  ) -> Admission:
     """In Envoy's order: the limit of all connections, overload (``rejects``), the listener's own limit."""
-    charged = tuple(pool for pool in (everything, own) if pool is not None)
+    charged: Charged = tuple(pool for pool in (everything, own) if pool is not None)
+    if everything is not None and rejects is None and own is None:
+        take = everything.take
+
+        def admit_one(sock: socket.socket) -> Charged | None:
+            if take():
+                return charged
+            stats.downstream_global_cx_overflow += 1
+            sock.close()
+            return None
+
+        return admit_one
 
     def admit(sock: socket.socket) -> Charged | None:
         if everything is not None and not everything.take():

@@ -45,8 +45,7 @@ class Serve(Protocol):
 
 def _gated(admit: Admission, serve: Serve) -> Callable[[socket.socket, tuple[str, int]], None]:
     def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
-        charged = admit(sock)
-        if charged is not None:
+        if (charged := admit(sock)) is not None:
             serve(sock, peer, charged)
 
     return accepted
