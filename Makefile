@@ -18,12 +18,14 @@ test: ## lint, types and all tests: unit, conformance, network namespaces, end t
 bench: ## compare with Envoy and HAProxy, capture with iptables-restore, DNS with dnsmasq and unbound
 	@$(RUN) bench python -m bench.capture
 	@$(RUN) bench python -m bench.dns
+	@$(RUN) bench python -m bench.limits
 	@$(RUN) bench python -m bench
 
 lint: ## ruff and mypy --strict
 	@$(RUN) lint scripts/lint
 
-soak: ## an hour of mixed load (SECONDS=600 for less); fails on failed requests and leaks
+soak: ## connection limits among dying workers, then an hour of mixed load (SECONDS=600 for less)
+	@$(RUN) demo python -m demo.limits
 	@$(RUN) demo python -m demo.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 image: ## build the image pysidecar:<version> with podman, buildah or docker (FRESH=1: take nothing from earlier builds)

@@ -13,6 +13,7 @@ class Kind(Enum):
     THROUGHPUT = "wrk at full speed"
     LATENCY = "constant rate, half of Envoy's peak"
     MEMORY = "memory of main and two workers"
+    CONNECTIONS = "memory of idle connections to one worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +40,30 @@ CASES: tuple[Case, ...] = (
     Case("tcp-1mb", "TCP pass-through, 1 MB messages", listener="tcp", path=PATH_1M, body_bytes=BODY_1M, unit="MB/s"),
     Case("latency", "latency at half of Envoy's peak, constant rate, 32 connections, 1 KB", kind=Kind.LATENCY),
     Case("memory", "PSS of main and two workers, idle and under load", kind=Kind.MEMORY),
+    Case("connections", "bytes for each of 15,000 idle connections to one worker: nothing sent, and one request served",
+         kind=Kind.CONNECTIONS, access_log=False),
 )
 
-Metric = Literal["rate", "p50", "p99", "idle", "load"]
+Metric = Literal["rate", "p50", "p99", "idle", "load", "new", "used"]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`bound` is compared with the ratio to Envoy, or, when `absolute`, with our own value in MB."""
+    """`bound` is compared with the ratio to Envoy, or, when `absolute`, with our own value in `unit`."""
 
     case: str
     metric: Metric
     at_least: bool
     bound: float
     absolute: bool = False
+    unit: str = "MB"
 
     def met(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def text(self) -> str:
         sign = ">=" if self.at_least else "<="
-        return f"{sign} {self.bound:g} MB" if self.absolute else f"{sign} {self.bound:.1f}x"
+        return f"{sign} {self.bound:,g} {self.unit}" if self.absolute else f"{sign} {self.bound:.1f}x"
 
 
 TARGETS: tuple[Target, ...] = (
@@ -72,6 +76,8 @@ TARGETS: tuple[Target, ...] = (
     Target("latency", "p99", at_least=False, bound=1.0),
     Target("memory", "idle", at_least=False, bound=45.0, absolute=True),
     Target("memory", "load", at_least=False, bound=1.0),
+    Target("connections", "new", at_least=False, bound=4096, absolute=True, unit="B"),
+    Target("connections", "used", at_least=False, bound=4096, absolute=True, unit="B"),
 )
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bench import machine, memory, openloop, wrk
+from bench import connections, machine, memory, openloop, wrk
 from bench.cases import Case, Kind, Metric
 from bench.config import BODY_1K, BODY_1M, PATH_1K, PATH_1M
 from bench.process import ProcessError, run_pinned
 from bench.stats import median
-from bench.subjects import CHECKOUT, Run, Running, Subject, SubjectError, start
+from bench.subjects import CHECKOUT, ENVOY, OURS, Run, Running, Subject, SubjectError, start
 
 LATENCY_SHARE = 0.5
 """Part of Envoy's peak at which the latency is measured."""
@@ -69,6 +69,9 @@ def measure(
     """All values of one case. `earlier`: what this run measured before; the latency case takes Envoy's peak from it."""
     if case.kind is Kind.MEMORY:
         return [memory_of(run, case, subject, effort, progress) for subject in subjects if subject.kind != "direct"]
+    if case.kind is Kind.CONNECTIONS:
+        count = connections.QUICK_COUNT if effort.pairs == 1 else connections.COUNT
+        return [connections_of(run, case, s, count, progress) for s in subjects if s.kind in (OURS, ENVOY)]
     series = [Series(case.name, subject.name) for subject in subjects]
     started: list[Entry] = []
     try:
@@ -233,6 +236,30 @@ def memory_of(run: Run, case: Case, subject: Subject, effort: Effort, progress: 
             progress(f"{case.name} {subject.name}: {last_values(values)}")
     finally:
         finish(running, values, progress)
+    return values
+
+
+def connections_of(run: Run, case: Case, subject: Subject, count: int, progress: Progress) -> Series:
+    """One proxy with one worker, started anew for each metric: memory that was used once does not all go back."""
+    values = Series(case.name, subject.name)
+    metrics: tuple[tuple[Metric, bool], ...] = (("new", False), ("used", True))
+    for metric, used in metrics:
+        if values.failure:
+            break
+        try:
+            running = start(run, subject, access_log=case.access_log)
+        except (SubjectError, ProcessError) as error:
+            fail(values, str(error), progress)
+            break
+        try:
+            values.add(metric, connections.bytes_each(run, running, count, used))
+        except (SubjectError, ProcessError, OSError) as error:
+            fail(values, str(error), progress)
+        finally:
+            finish(running, values, progress)
+    values.notes["connections"] = count
+    if not values.failure:
+        progress(f"{case.name} {subject.name}: {last_values(values)}")
     return values
 
 

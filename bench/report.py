@@ -19,7 +19,9 @@ JUDGED_METRICS: dict[Kind, tuple[Metric, ...]] = {
     Kind.THROUGHPUT: ("rate",),
     Kind.LATENCY: ("p99",),
     Kind.MEMORY: ("idle", "load"),
+    Kind.CONNECTIONS: ("new", "used"),
 }
+UNITS = {Kind.MEMORY: "MB", Kind.CONNECTIONS: "B"}
 DISTURBED = 0.05
 OK, MISSED, FAILED = "ok", "MISSED", "FAILED"
 
@@ -93,7 +95,7 @@ def row(case: Case, values: Series, metric: Metric, baseline: Series | None, jud
         subject=values.subject,
         metric=metric,
         value=value,
-        unit="MB" if case.kind is Kind.MEMORY else case.unit,
+        unit=UNITS.get(case.kind, case.unit),
         p50_us=None if failed else middle(values.metrics.get("p50")),
         p99_us=None if failed else middle(values.metrics.get("p99")),
         core_busy=None if failed or values.subject == DIRECT else middle(values.core_busy),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from asyncio import AbstractEventLoop, Task
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from proxy.deadlines import Deadlines
+from proxy.overload.worker import OverloadState
 from proxy.stats.groups import Registry
 
 if TYPE_CHECKING:
     from proxy.access_log.file import LogFiles
     from proxy.config.model import Bootstrap
+    from proxy.limits.worker import WorkerLimits
     from proxy.options import Options
     from proxy.upstream.manager import ClusterManager
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class Context:
     """One a worker, made before listeners and clusters; ``clusters`` is set as soon as they exist."""
 
-    __slots__ = ("_tasks", "bootstrap", "clusters", "connection_ids", "deadlines", "health_failed", "log_files",
-                 "loop", "options", "registry", "worker")
+    __slots__ = ("_tasks", "bootstrap", "clusters", "connection_ids", "deadlines", "health_failed", "limits",
+                 "log_files", "loop", "options", "overload", "registry", "runtime", "worker")
 
     clusters: ClusterManager
 
@@ -34,6 +36,14 @@ class Context:
         self.worker = worker
         self.registry = Registry()
         self.deadlines = Deadlines(loop)
+        self.overload: OverloadState | None = None
+        """None without an overload manager."""
+        if bootstrap.overload is not None:
+            self.overload = OverloadState(bootstrap.overload, self.registry)
+        self.runtime: Mapping[str, object] = dict(bootstrap.runtime)
+        """Values of the runtime; replaced as a whole when they change."""
+        self.limits: WorkerLimits | None = None
+        """Connection limits; None where nothing can be limited (tests)."""
         self.connection_ids = itertools.count(worker, max(1, options.concurrency))
         """Unique over all workers."""
         self.health_failed = False

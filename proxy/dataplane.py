@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
+from proxy.limits.pools import SPARE
+from proxy.limits.rules import make_pools
+from proxy.limits.worker import WorkerLimits
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
+from proxy.overload.streams import StreamResetter
 from proxy.tcp.tcp_proxy import TcpProxy
 from proxy.upstream.manager import ClusterManager
 
 if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
     from proxy.dns.server import DnsServer
+    from proxy.limits.pools import Order, Pools
     from proxy.listener.connection import Connection
-    from proxy.listener.filter_chain import ClosableProtocol
+    from proxy.listener.filter_chain import Closable
+    from proxy.listener.listener import ActiveListener
     from proxy.options import Options
     from proxy.stats.groups import Snapshot
 
@@ -35,10 +41,16 @@ class DataPlane:
     The constructor raises access_log.file.LogFileError for a log file that cannot be opened.
     """
 
-    def __init__(self, bootstrap: Bootstrap, options: Options, loop: AbstractEventLoop, worker: int) -> None:
+    def __init__(self, bootstrap: Bootstrap, options: Options, loop: AbstractEventLoop, worker: int,
+                 pools: Pools | None = None) -> None:
         self.log_files = LogFiles(loop, options.file_flush_interval, options.file_flush_min_size_kb * 1024)
         self.context = Context(loop, bootstrap, options, self.log_files, worker)
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
+        # Without pools that were made for all workers, limits are this worker's own.
+        if pools is None:
+            self.context.limits = WorkerLimits(make_pools(bootstrap, 1, SPARE), 0)
+        else:
+            self.context.limits = WorkerLimits(pools, worker)
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
         self.dns: DnsServer | None = None
@@ -46,6 +58,8 @@ class DataPlane:
             from proxy.dns.server import DnsServer  # a megabyte that most processes can do without
 
             self.dns = DnsServer(self.context, options.dns)
+        if (overload := self.context.overload) is not None:
+            StreamResetter(overload, self._overload_concerns, self.context.registry, loop)
 
     def bind(self) -> None:
         """Bind every listening address. Raises BindError with Envoy's text."""
@@ -88,6 +102,12 @@ class DataPlane:
         now = self.context.loop.time()
         return len(found), [_describe(connection, protocol, now) for connection, protocol in oldest]
 
+    def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        """Who holds the connections that count for each limit, for /limits."""
+        limits = self.context.limits
+        return {} if limits is None else limits.clients(
+            connection for listener in self.listeners.listeners for connection, _ in listener.all_connections())
+
     def drain_listeners(self, inbound_only: bool, graceful: bool, skip_exit: bool) -> None:
         """/drain_listeners."""
         self.listeners.drain(inbound_only=inbound_only, graceful=graceful, skip_exit=skip_exit)
@@ -96,6 +116,20 @@ class DataPlane:
         """/healthcheck/fail and /healthcheck/ok."""
         self.context.health_failed = failed
         self.listeners.health_changed()
+
+    def _overload_concerns(self) -> list[ActiveListener]:
+        return [one for one in self.listeners.listeners if not one.config.bypass_overload_manager]
+
+    def set_overload(self, values: dict[str, float]) -> None:
+        """How strongly overload actions and load-shed points act (0 to 1), by name; others stay as they are."""
+        if self.context.overload is not None:
+            self.context.overload.apply(values)
+
+    async def set_runtime(self, values: dict[str, object], order: Order) -> None:
+        """Values of the runtime, and which connection limits there are; in force when this returns."""
+        self.context.runtime = values
+        if self.context.limits is not None:
+            await self.context.limits.apply(order, self.listeners.listeners)
 
     def reopen_logs(self) -> None:
         """Open the access log files by their paths again."""
@@ -124,7 +158,7 @@ class DataPlane:
         self.log_files.close()
 
 
-def _describe(connection: Connection, protocol: ClosableProtocol | None, now: float) -> dict[str, Any]:
+def _describe(connection: Connection, protocol: Closable | None, now: float) -> dict[str, Any]:
     """One connection; ``protocol`` is None while its listener filters wait for data."""
     config = connection.listener.config
     requests, active = (0, 0) if protocol is None else protocol.work()

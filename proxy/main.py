@@ -8,17 +8,21 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from proxy import log
 from proxy.access_log.file import LogFileError, LogFiles
-from proxy.admin import connections
+from proxy.admin import connections, limits
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
 from proxy.dns.stats import PREFIX, NameTableStats
+from proxy.limits.pools import GLOBAL
 from proxy.options import Options
+from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
+from proxy.runtime.control import RuntimeControl
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
 from proxy.stats.merge import merge
@@ -90,7 +94,16 @@ class Server:
         self._stage = "PRE_INITIALIZING"
         self._admin: AdminServer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
-        self._workers = Workers(loop, loaded.bootstrap, options, self._replay, self._give_up)
+        self.runtime = RuntimeControl(loaded.bootstrap, options.concurrency)
+        self._workers = Workers(loop, loaded.bootstrap, options, self.runtime.pools, self._replay, self._give_up)
+        self._overload: OverloadManager | None = None
+        if (overload := loaded.bootstrap.overload) is not None:
+            limited = overload.max_active_downstream_connections is not None
+            self._overload = OverloadManager(
+                overload, loop, pids=lambda: [os.getpid(), *self._workers.pids],
+                tell=lambda values: self._spawn(self._workers.ask("overload", values)),
+                shrink=lambda: self._spawn(self._workers.ask("shrink_heap")),
+                connections=self.runtime.pools.pool(GLOBAL) if limited else None)
         self._stopped: set[int] = set()
         """Listeners that were closed, by position."""
         self._drains: list[tuple[float, bool, bool, bool]] = []
@@ -147,6 +160,9 @@ class Server:
 
             self._dns = DnsWatch(self.loop, options.dns, self._dns_stats, self._tell_workers, time.time)
             self._dns.start()
+        self.runtime.warn()
+        if self._overload is not None:
+            self._overload.start()
         await self._workers.start()
         self.workers_started = True
         self._stage = "LIVE"
@@ -191,7 +207,11 @@ class Server:
         interval = self.loaded.bootstrap.stats_flush_interval
         while True:
             await asyncio.sleep(interval)
-            self.histograms.flush(await self._workers.flush())
+            self.runtime.pools.tidy()
+            recorded = await self._workers.flush()
+            if self._overload is not None:
+                recorded.append(self._overload.flush())
+            self.histograms.flush(recorded)
 
     # --- what admin uses ------------------------------------------------------------------------------------------
 
@@ -223,6 +243,9 @@ class Server:
         self.log_files.stats.collect(own, False)
         if self._dns is not None:
             self._dns_stats.collect(own, False)
+        self.runtime.layers.stats.collect(own, False)
+        if self._overload is not None:
+            self._overload.collect(own)
         return merge([await self._workers.snapshot(), own])
 
     async def reset_counters(self) -> None:
@@ -236,6 +259,10 @@ class Server:
     async def connections(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """Open downstream connections of all workers: their number, and the oldest of them."""
         return connections.merge([answer for _, answer in await self._workers.ask("connections", limit)], limit)
+
+    async def limit_clients(self) -> limits.Clients:
+        """Who holds the connections that count for each limit."""
+        return limits.merge([answer for _, answer in await self._workers.ask("limit_clients")])
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:
@@ -255,16 +282,18 @@ class Server:
         self.listeners_stopped = len(self._stopped)
         self.draining_listeners = 0
 
-    def _replay(self) -> list[tuple[str, Any]]:
+    def _replay(self) -> Iterator[tuple[str, Any]]:
         """What a new worker must be told between binding and starting to be like its siblings."""
-        requests: list[tuple[str, Any]] = [] if self._dns is None else self._dns.requests()
         if self.health_failed:
-            requests.append(("set_health_failed", True))
-        now = self.loop.time()
+            yield "set_health_failed", True
+        if self._dns is not None:
+            yield from self._dns.requests()
+        yield "runtime", self.runtime.message()
+        if self._overload is not None:
+            yield "overload", self._overload.values
         for when, inbound_only, graceful, skip_exit in self._drains:
-            over = graceful and not skip_exit and now >= when + self.options.drain_time
-            requests.append(("drain_listeners", (inbound_only, graceful and not over, skip_exit)))
-        return requests
+            over = graceful and not skip_exit and self.loop.time() >= when + self.options.drain_time
+            yield "drain_listeners", (inbound_only, graceful and not over, skip_exit)
 
     def _tell_workers(self, name: str, value: Any) -> None:
         self._spawn(self._workers.ask(name, value))
@@ -296,6 +325,11 @@ class Server:
         """Everywhere; raises ValueError for an unknown component or level."""
         log.set_level(component, level)
         await self._workers.ask("set_log_level", (component, level))
+
+    async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
+        """/runtime_modify; the workers that have not followed in time. Raises runtime.layers.*."""
+        self.runtime.override(overrides)
+        return await self._workers.tell("runtime", self.runtime.message())
 
     def quit(self) -> None:
         """End the process with code 0, soon; returns at once."""

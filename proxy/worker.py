@@ -22,7 +22,10 @@ from proxy.access_log.file import LogFileError
 from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
 from proxy.ipc import Channel, Refusal
+from proxy.limits.pools import Order, Pools
+from proxy.listener.accept import OUT_OF_RESOURCES, Exhaustion
 from proxy.options import Options
+from proxy.overload.manager import release_memory
 
 if TYPE_CHECKING:
     from proxy.dns.server import DnsServer
@@ -37,16 +40,17 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _log = log.get("main")
 
 
-def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, index: int, main_pid: int) -> NoReturn:
+def run(channel_socket: socket.socket, bootstrap: Bootstrap, options: Options, pools: Pools, index: int, main_pid: int
+        ) -> NoReturn:
     """The life of a worker. Called in the child right after the fork, with all signals blocked; never returns."""
     status = 1
     try:
-        _leave_main_behind(channel_socket.fileno(), main_pid)
+        _leave_main_behind({channel_socket.fileno()} | pools.descriptors())
         _keep_freed_memory()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.set_exception_handler(log_loop_error)
-        worker = Worker(loop, bootstrap, options, index)
+        worker = Worker(loop, bootstrap, options, pools, index)
         _handle_signals(main_pid, worker.finish_now)
         loop.run_until_complete(loop.create_unix_connection(lambda: worker.channel, sock=channel_socket))
         loop.run_forever()
@@ -75,12 +79,16 @@ def _keep_freed_memory() -> None:
 class Worker:
     """Answers main's requests with the data plane."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, index: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, pools: Pools, index: int
+                 ) -> None:
         self._loop = loop
         self._bootstrap = bootstrap
         self._options = options
+        self._pools = pools
         self._index = index
         self._data_plane: DataPlane | None = None
+        self._overload_values: dict[str, float] = {}
+        """What was told before there was a data plane to tell it to."""
         self.channel = Channel(loop, self._answer, loop.stop)
         self._requests: dict[str, Callable[[Any], Any]] = {
             "bind": self._bind,
@@ -88,13 +96,17 @@ class Worker:
             "snapshot": lambda flush: self.data_plane.snapshot(flush).to_wire(),
             "clusters": lambda _: self.data_plane.cluster_status(),
             "connections": lambda limit: self.data_plane.connections(limit),
+            "limit_clients": lambda _: {} if self._data_plane is None else self._data_plane.limit_clients(),
             "drain_listeners": lambda flags: self.data_plane.drain_listeners(*flags),
             "set_health_failed": lambda failed: self.data_plane.set_health_failed(failed),
+            "runtime": self._runtime,
             "reopen_logs": lambda _: self._reopen_logs(),
             "dns_table": lambda compiled: self.dns.set_table(compiled),
             "dns_servers": lambda servers: self.dns.set_servers(servers),
             "dns_explain": lambda question: self.dns.explain(question),
             "set_log_level": self._set_log_level,
+            "overload": self._overload,
+            "shrink_heap": lambda _: release_memory(),
             "quit": lambda _: self._loop.stop(),
         }
 
@@ -117,7 +129,8 @@ class Worker:
 
     def _bind(self, _: None) -> None:
         try:
-            self._data_plane = DataPlane(self._bootstrap, self._options, self._loop, self._index)
+            self._data_plane = DataPlane(self._bootstrap, self._options, self._loop, self._index, self._pools)
+            self._data_plane.set_overload(self._overload_values)
             self._data_plane.bind()
         except (BindError, LogFileError) as error:
             raise Refusal(str(error)) from None
@@ -130,6 +143,17 @@ class Worker:
         # What exists now stays: configuration, listeners, clusters. The collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    async def _runtime(self, message: tuple[dict[str, object], Order]) -> None:
+        # Before there is a data plane the replay that follows brings it up to date.
+        if self._data_plane is not None:
+            await self._data_plane.set_runtime(*message)
+
+    def _overload(self, values: dict[str, float]) -> None:
+        if self._data_plane is None:
+            self._overload_values |= values
+        else:
+            self._data_plane.set_overload(values)
 
     def _set_log_level(self, setting: tuple[str | None, str]) -> None:
         component, level = setting
@@ -159,19 +183,22 @@ class Worker:
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The loops' exception handler: whatever arrives here is a defect."""
+    """The loops' exception handler: what arrives here is a defect, unless the admin interface could not accept."""
     error = context.get("exception")
-    if error is None:
+    if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES and "socket" in context:
+        if Exhaustion.news(loop.time()):  # asyncio tries again a second later
+            _log.warning("%s: %s; new connections wait", context["message"], error.strerror)
+    elif error is None:
         _log.critical("%s", context["message"])
     else:
         _log.exception(context["message"], error)
 
 
-def _leave_main_behind(channel: int, main_pid: int) -> None:
+def _leave_main_behind(inherited: set[int]) -> None:
     """Drop what the fork brought along: main's event loop, its sockets, its collector settings."""
     signal.set_wakeup_fd(-1)
     asyncio._set_running_loop(None)
-    keep = {0, 1, 2, channel} | log.descriptors()
+    keep = {0, 1, 2} | inherited | log.descriptors()
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
             try:

@@ -7,12 +7,13 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from proxy import log, worker
 from proxy.config.model import Bootstrap
 from proxy.ipc import Channel, ChannelClosed, RemoteError
+from proxy.limits.pools import Pools
 from proxy.options import Options
 from proxy.stats.groups import Snapshot
 from proxy.stats.merge import merge
@@ -23,6 +24,8 @@ ANSWER_LIMIT = 2.0
 """Seconds that a scrape waits for a worker."""
 QUIT_LIMIT = 2.0
 """Seconds that a worker has to cut its connections and write its logs."""
+AUDIT_INTERVAL = 0.002
+"""Seconds between two attempts to find what a worker held that was killed in the middle of counting."""
 YOUNG = 5.0
 """A worker that dies sooner (seconds after its fork) may be dying of its configuration."""
 MAX_YOUNG_DEATHS = 5
@@ -59,11 +62,12 @@ def _no_requests(name: str, value: Any) -> Any:
 class Workers:
     """All workers. ``replay`` gives the requests that bring a new worker to the state of its siblings."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options,
-                 replay: Callable[[], list[tuple[str, Any]]], give_up: Callable[[str], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bootstrap: Bootstrap, options: Options, pools: Pools,
+                 replay: Callable[[], Iterator[tuple[str, Any]]], give_up: Callable[[str], None]) -> None:
         self._loop = loop
         self._bootstrap = bootstrap
         self._options = options
+        self._pools = pools
         self._replay = replay
         self._give_up = give_up
         self._running: dict[int, WorkerProcess] = {}
@@ -95,7 +99,7 @@ class Workers:
     def _steps(self) -> tuple[Callable[[], list[tuple[str, Any]]], ...]:
         """The requests that start a worker, step by step. Those of one step are sent together, so that no newer state
         can be sent between them and then be overwritten."""
-        return lambda: [("bind", None)], self._replay, lambda: [("start", None)]
+        return lambda: [("bind", None)], lambda: list(self._replay()), lambda: [("start", None)]
 
     @staticmethod
     def _require(w: WorkerProcess, request: str, answer: asyncio.Future[Any]) -> None:
@@ -149,7 +153,7 @@ class Workers:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
-            worker.run(theirs, self._bootstrap, self._options, index, main_pid)
+            worker.run(theirs, self._bootstrap, self._options, self._pools, index, main_pid)
         w = self._running[index] = self._by_pid[pid] = WorkerProcess(index, pid, self._loop.time(), self._loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -160,6 +164,9 @@ class Workers:
 
     def _ended(self, w: WorkerProcess, status: int) -> None:
         del self._by_pid[w.pid]
+        self._pools.reap(w.index)
+        if self._pools.lost:
+            self._audit()
         if self._running.get(w.index) is w:
             del self._running[w.index]
         self._gone = merge([self._gone, _counters(w.last)])
@@ -176,6 +183,13 @@ class Workers:
         task = self._loop.create_task(self._replace(w.index, BACKOFF * 2 ** (deaths - 2) if deaths > 1 else 0.0))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _audit(self) -> None:
+        """Look for tokens until a quiet moment comes: operations take microseconds."""
+        for pool in self._pools.lost:
+            pool.audit()
+        if self._pools.lost:
+            self._loop.call_later(AUDIT_INTERVAL, self._audit)
 
     async def _replace(self, index: int, delay: float) -> None:
         if delay:
@@ -196,6 +210,11 @@ class Workers:
         else:
             _log.info("worker %d is back (pid %d)", index, w.pid)
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that have not ended."""
+        return list(self._by_pid)
+
     # --- talk -----------------------------------------------------------------------------------------------------
 
     async def ask(self, name: str, value: Any = None) -> list[tuple[WorkerProcess, Any]]:
@@ -213,6 +232,12 @@ class Workers:
             elif not isinstance(error, ChannelClosed):
                 _log.error("worker %d (pid %d) refused '%s': %s", w.index, w.pid, name, error)
         return answers
+
+    async def tell(self, name: str, value: Any) -> list[int]:
+        """As ``ask``; the workers that are there and have not confirmed. A new one hears of it by ``replay``."""
+        asked = list(self._running.values())
+        confirmed = {w.pid for w, _ in await self.ask(name, value)}
+        return [w.index for w in asked if w.channel.connected and w.pid not in confirmed]
 
     async def snapshot(self) -> Snapshot:
         """All statistics. For a worker that does not answer what it told last stands, so that no counter goes down."""

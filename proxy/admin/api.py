@@ -12,6 +12,7 @@ from proxy.stats.histogram import HistogramStore
 if TYPE_CHECKING:
     from proxy.access_log.file import LogFiles
     from proxy.config.load import Loaded
+    from proxy.runtime.control import RuntimeControl
 
 LIVE, DRAINING = "LIVE", "DRAINING"
 STATES = {LIVE: 0, DRAINING: 1, "PRE_INITIALIZING": 2, "INITIALIZING": 3}
@@ -65,6 +66,13 @@ class Server(Protocol):
     def histograms(self) -> HistogramStore:
         """Histograms of all workers as of the last flush."""
 
+    @property
+    def runtime(self) -> RuntimeControl:
+        """Runtime layers and connection limits."""
+
+    async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
+        """Change the admin layer; the workers that have not followed in time. Raises proxy.runtime.layers' errors."""
+
     async def snapshot(self) -> Snapshot:
         """Statistics of all workers added up, without histograms; the caller's own copy."""
 
@@ -76,6 +84,9 @@ class Server(Protocol):
 
     async def explain_name(self, name: bytes, qtype: int) -> list[tuple[int, dict[str, Any]]] | None:
         """What each worker would answer to a DNS query, and why; None: DNS is off. ``name`` is the wire form."""
+
+    async def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        """Key of a connection limit -> (IP address, connections) of those who hold the most (proxy.admin.limits)."""
 
     async def drain_listeners(self, inbound_only: bool = False, graceful: bool = False,
                               skip_exit: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from proxy.admin import config_dump, connections, control, dns, info, stats, status
+from proxy.admin import config_dump, connections, control, dns, info, limits, runtime, stats, status
 from proxy.admin.console import Console
 from proxy.admin.messages import Request, Response
 
@@ -65,6 +65,8 @@ COMMANDS = (
             info.handle_hot_restart_version),
     Command("/init_dump", "what the start still waits for", info.handle_init_dump),
     Command("/listeners", "listeners and their addresses", status.handle_listeners, (_FORMAT,)),
+    Command("/limits", "connection limits, how near they are, and who holds the connections (not in Envoy)",
+            limits.handle_limits, (_FORMAT,)),
     Command("/logging", "show or change log levels (?<logger>=<level>)", control.handle_logging, (
         Parameter("paths", "change several loggers: <logger1>:<level1>,<logger2>:<level2>"),
         Parameter("level", "change all loggers", ("", *control.LEVELS))), post=True),
@@ -73,7 +75,9 @@ COMMANDS = (
     Command("/ready", "the state, with status 200 when LIVE and 503 when not", info.handle_ready),
     Command("/reopen_logs", "open access logs anew", control.handle_reopen_logs, post=True),
     Command("/reset_counters", "set all counters to 0", control.handle_reset_counters, post=True),
-    Command("/runtime", "runtime keys and the layers that their values come from", info.handle_runtime),
+    Command("/runtime", "runtime keys and the layers that their values come from", runtime.handle_runtime),
+    Command("/runtime_modify", "override runtime keys (?key=value; an empty value takes an override away)",
+            runtime.handle_runtime_modify, post=True),
     Command("/server_info", "version, state, uptime, command line", info.handle_server_info),
     Command("/stats", "statistics", stats.handle_stats, (
         _USED, _FILTER, _INVERT,

@@ -132,6 +132,4 @@ class Console:
             listeners_created=listeners * options.concurrency,
             listeners_stopped=server.listeners_stopped,
             clusters=len(bootstrap.clusters),
-            runtime_keys=len(bootstrap.runtime),
-            runtime_layers=len(server.loaded.message.layered_runtime.layers),
         )

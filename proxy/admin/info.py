@@ -1,8 +1,7 @@
-"""What the process says of itself: state, versions, command line, runtime, memory."""
+"""What the process says of itself: state, versions, command line, memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -115,37 +114,3 @@ async def handle_init_dump(console: Console, _request: Request) -> Response:
     if console.server.workers_started:
         return as_json({})
     return as_json({"unready_targets_dumps": [{"name": "init manager Server", "target_names": ["workers"]}]})
-
-
-async def handle_runtime(console: Console, _request: Request) -> Response:
-    """The layers of the runtime and the value that each key has in them; the last layer that has one wins."""
-    layers = [(layer.name, dict(flatten(MessageToDict(layer.static_layer))))
-              for layer in console.server.loaded.message.layered_runtime.layers]
-    return as_json(runtime_document(layers))
-
-
-def runtime_document(layers: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, Any]:
-    """``{"layers": [...], "entries": {key: {"layer_values": [...], "final_value": ...}}}``, values as strings."""
-    layers = list(layers)
-    entries = {}
-    for key in sorted({key for _, values in layers for key in values}):
-        in_layers = [values.get(key, "") for _, values in layers]
-        entries[key] = {"layer_values": in_layers, "final_value": next((v for v in reversed(in_layers) if v), "")}
-    return {"layers": [name for name, _ in layers], "entries": entries}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """``{"a": {"b": 3}}`` as ("a.b", "3")."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and "numerator" not in value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)

@@ -11,8 +11,9 @@ from proxy.config.core import address
 from proxy.config.extensions import Registry
 from proxy.config.listener import check_listeners, listener
 from proxy.config.model import AccessLog, Admin, Bootstrap, Node, SocketAddress, StatsConfig
+from proxy.config.overload import overload_manager
 from proxy.config.reader import Reader, ignore
-from proxy.config.runtime import UNLIMITED_CONNECTIONS, layered_runtime, warn_unknown
+from proxy.config.runtime import layered_runtime, warn_unknown
 from proxy.config.stats_config import stats_config
 
 
@@ -43,31 +44,9 @@ REGEX_ENGINES: Registry[bool] = Registry(
 )
 
 
-def _connection_limit(reader: Reader) -> bool:
-    """resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig without effect."""
-    limit = reader.integer("max_active_downstream_connections")
-    if 0 < limit < UNLIMITED_CONNECTIONS:
-        reader.error("max_active_downstream_connections",
-                     f"connection limits are not supported yet; supported: no limit ({UNLIMITED_CONNECTIONS} or more)")
-    return True
-
-
-RESOURCE_MONITORS: Registry[bool] = Registry(
-    "resource monitor",
-    ("envoy.config.overload.v3.ResourceMonitor.typed_config",),
-    {"envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig": _connection_limit},
-)
-
-
 def _extension(registry: Registry[bool], reader: Reader) -> bool:
     """core.v3.TypedExtensionConfig (or anything else with a typed_config and a name that is only a label)."""
     return reader.extension("typed_config", registry)
-
-
-def _overload_manager(reader: Reader) -> bool:
-    """overload.v3.OverloadManager whose monitors trigger nothing."""
-    reader.each("resource_monitors", partial(_extension, RESOURCE_MONITORS))
-    return True
 
 
 # --- resources ------------------------------------------------------------------------------------------------------
@@ -93,11 +72,11 @@ def _static_resources(sources: tuple[SocketAddress, ...], reader: Reader
 def bootstrap(reader: Reader) -> Bootstrap:
     """Compile a bootstrap. The runtime comes first: other compilers look keys up in it."""
     scope = reader.scope
-    runtime = reader.sub("layered_runtime", layered_runtime) or {}
+    layers = reader.sub("layered_runtime", layered_runtime) or ()
+    runtime = {key: value for layer in layers for key, value in layer.values}
     scope.runtime = runtime
     sources = reader.sub("cluster_manager", lambda manager: manager.sub("upstream_bind_config", bind_config)) or ()
     reader.sub("dynamic_resources", ignore)
-    reader.sub("overload_manager", _overload_manager)
     reader.each("bootstrap_extensions", partial(_extension, BOOTSTRAP_EXTENSIONS))
     reader.sub("default_regex_engine", partial(_extension, REGEX_ENGINES))
     reader.sub("typed_dns_resolver_config", dns_resolver)
@@ -110,6 +89,9 @@ def bootstrap(reader: Reader) -> Bootstrap:
         stats=reader.sub("stats_config", stats_config) or StatsConfig(),
         stats_flush_interval=reader.seconds("stats_flush_interval", 5.0),
         runtime=tuple(runtime.items()),
+        runtime_layers=layers,
+        runtime_fixed=frozenset(scope.runtime_asked),
+        overload=reader.sub("overload_manager", overload_manager),
     )
     warn_unknown(scope)
     return result

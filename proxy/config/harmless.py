@@ -51,7 +51,6 @@ _HASH = "only hash load balancing uses it, which is refused"
 _HEALTH = "for hosts that health checks or outlier detection found unhealthy; both are refused"
 _HTTP2 = "only HTTP/2 connections use it; HTTP/2 is refused on both sides"
 _XDS = "only xDS servers see it; dynamic resources are refused"
-_OVERLOAD = "there is no limit or overload action that it could exempt from: all are refused"
 _RATE_LIMIT = "only rate limit filters read it, which are refused"
 _DEFAULT = "the default"
 _INERT = "Envoy does not implement it"
@@ -78,12 +77,8 @@ HARMLESS: dict[str, dict[str, Reason]] = {
     f"{_C}.bootstrap.v3.RuntimeLayer": {"name": "a label that has to be unique"},
     f"{_C}.bootstrap.v3.Admin": {
         "profile_path": "where a profiler writes that does not exist here",
-        "ignore_global_conn_limit": _OVERLOAD,
+        "ignore_global_conn_limit": "the admin interface is never counted and never refused",
     },
-    f"{_C}.overload.v3.OverloadManager": {
-        "refresh_interval": "how often monitors are asked; none of them has an effect",
-    },
-    f"{_C}.overload.v3.ResourceMonitor": {"name": _LABEL},
     f"{_C}.core.v3.TypedExtensionConfig": {"name": _LABEL},
     "envoy.extensions.bootstrap.internal_listener.v3.InternalListener": {
         "buffer_size_kb": "for connections to internal listeners, which are refused",
@@ -95,8 +90,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "transparent": When(_zero, _DEFAULT),
         "freebind": When(_zero, _DEFAULT),
         "tcp_fast_open_queue_length": When(_zero, "zero keeps TCP fast open off"),
-        "ignore_global_conn_limit": _OVERLOAD,
-        "bypass_overload_manager": _OVERLOAD,
     },
     f"{_C}.listener.v3.ListenerFilter": {"name": _LABEL},
     f"{_C}.listener.v3.Filter": {"name": _LABEL},
@@ -126,7 +119,6 @@ HARMLESS: dict[str, dict[str, Reason]] = {
         "http3_protocol_options": "for QUIC listeners, which are refused",
         "forward_client_cert_details": "without TLS every mode but ALWAYS_FORWARD_ONLY removes the header",
         "set_current_client_cert_details": "fills x-forwarded-client-cert from a client certificate; TLS is refused",
-        "append_local_overload": "marks replies of overload actions, which are refused",
         "add_proxy_protocol_connection_state": "for upstream PROXY protocol, which is refused",
         "path_with_escaped_slashes_action": When(lambda value: value in (0, 1), "IMPLEMENTATION_SPECIFIC_DEFAULT is "
                                                                                 "KEEP_UNCHANGED"),

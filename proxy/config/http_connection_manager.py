@@ -119,6 +119,7 @@ def http_connection_manager(reader: Reader) -> HttpConnectionManager:
         append_x_forwarded_port=reader.boolean("append_x_forwarded_port"),
         always_forward_client_cert=reader.enum("forward_client_cert_details") == "ALWAYS_FORWARD_ONLY",
         proxy_100_continue=reader.boolean("proxy_100_continue"),
+        append_local_overload=reader.boolean("append_local_overload"),
         upgrade_types=_upgrades(reader),
         normalize_path=reader.boolean("normalize_path"),
         merge_slashes=reader.boolean("merge_slashes"),

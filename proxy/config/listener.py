@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from proxy.config import model
 from proxy.config.access_log import access_log
+from proxy.config.connection_limit import connection_limit
 from proxy.config.core import address, cidr_range
 from proxy.config.extensions import Registry
 from proxy.config.http_connection_manager import http_connection_manager
@@ -20,10 +21,14 @@ _SOURCE_TYPES = {"ANY": model.ANY_SOURCE, "SAME_IP_OR_LOOPBACK": model.SAME_IP_O
 _MAX_COMBINATIONS = 10_000
 """Combinations of criteria of one chain that are compared for duplicates."""
 
-NETWORK_FILTERS: Registry[model.HttpConnectionManager | model.TcpProxy] = Registry(
+NetworkFilter = model.HttpConnectionManager | model.TcpProxy | model.ConnectionLimit
+CONNECTION_LIMIT = "envoy.filters.network.connection_limit"
+
+NETWORK_FILTERS: Registry[NetworkFilter] = Registry(
     "network filter",
     ("envoy.config.listener.v3.Filter.typed_config",),
     {
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit": connection_limit,
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": http_connection_manager,
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": tcp_proxy,
     },
@@ -69,7 +74,7 @@ def filter_chain_match(reader: Reader) -> FilterChainMatch:
     )
 
 
-def _network_filter(reader: Reader) -> tuple[str, model.HttpConnectionManager | model.TcpProxy]:
+def _network_filter(reader: Reader) -> tuple[str, NetworkFilter]:
     name = reader.string("name")
     if reader.has("config_discovery"):
         reader.take("config_discovery")
@@ -79,7 +84,7 @@ def _network_filter(reader: Reader) -> tuple[str, model.HttpConnectionManager | 
 
 
 def filter_chain(reader: Reader) -> FilterChain:
-    """config.listener.v3.FilterChain: its only network filter is a terminal one."""
+    """config.listener.v3.FilterChain: connection limits, and a terminal filter at the end."""
     match = reader.sub("filter_chain_match", filter_chain_match)
     reader.sub("transport_socket", transport_socket)
     count = len(reader.message.filters)  # type: ignore[attr-defined]
@@ -88,13 +93,22 @@ def filter_chain(reader: Reader) -> FilterChain:
                                 f"filters: {NETWORK_FILTERS.known}")
     filters = reader.each("filters", _network_filter)
     name = reader.string("name")
-    if len(filters) > 1:
-        first = filters[0][0]
-        reader.error("filters[0]", f"Error: terminal filter named {first} of type {first} must be the last filter in a "
-                                   "network filter chain.")
+    limits = []
+    for index, (label, found) in enumerate(filters[:-1]):
+        if isinstance(found, model.ConnectionLimit):
+            limits.append(found)
+        else:
+            reader.error(f"filters[{index}]", f"Error: terminal filter named {label} of type {label} must be the last "
+                                              "filter in a network filter chain.")
     if not filters:
         raise Skip
-    return FilterChain(name, match or FilterChainMatch(), filters[-1][1])
+    label, terminal = filters[-1]
+    if isinstance(terminal, model.ConnectionLimit):
+        if len(filters) == count:
+            reader.error(f"filters[{count - 1}]", f"Error: non-terminal filter named {label} of type "
+                                                  f"{CONNECTION_LIMIT} is the last filter in a network filter chain.")
+        raise Skip
+    return FilterChain(name, match or FilterChainMatch(), terminal, tuple(limits))
 
 
 def _listener_filters(reader: Reader, use_original_dst: bool) -> tuple[ListenerFilter, ...]:
@@ -141,6 +155,8 @@ def listener(reader: Reader) -> Listener:
         tcp_backlog_size=reader.limit("tcp_backlog_size"),
         modify_only_drain=reader.enum("drain_type") == "MODIFY_ONLY",
         max_connections_to_accept_per_socket_event=reader.integer("max_connections_to_accept_per_socket_event"),
+        ignore_global_conn_limit=reader.boolean("ignore_global_conn_limit"),
+        bypass_overload_manager=reader.boolean("bypass_overload_manager"),
     )
     _check_chains(reader, result)
     return result

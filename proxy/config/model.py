@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
+from proxy.config.overload_model import OverloadManager
 from proxy.config.route_model import (
     ADD_IF_ABSENT as ADD_IF_ABSENT,
 )
@@ -179,6 +180,7 @@ class HttpConnectionManager:
     always_forward_client_cert: bool = False
     """forward_client_cert_details ALWAYS_FORWARD_ONLY; every other mode removes the header on plaintext."""
     proxy_100_continue: bool = False
+    append_local_overload: bool = False
     upgrade_types: tuple[tuple[bytes, bool], ...] = ()
     normalize_path: bool = False
     merge_slashes: bool = False
@@ -219,6 +221,18 @@ class TcpProxy:
     max_downstream_connection_duration: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimit:
+    """extensions.filters.network.connection_limit.v3.ConnectionLimit. ``id`` tells it from all others."""
+
+    id: str
+    stat_prefix: str
+    max_connections: int
+    delay: float = 0.0
+    runtime_key: str = ""
+    enabled_by_default: bool = True
+
+
 # --- listeners ---------------------------------------------------------------------------------------------------
 
 ANY_SOURCE, SAME_IP_OR_LOOPBACK, EXTERNAL = range(3)
@@ -241,11 +255,12 @@ class FilterChainMatch:
 
 @dataclass(frozen=True, slots=True)
 class FilterChain:
-    """config.listener.v3.FilterChain with its single, terminal network filter."""
+    """config.listener.v3.FilterChain: connection limits, then the terminal network filter."""
 
     name: str
     match: FilterChainMatch
     network_filter: HttpConnectionManager | TcpProxy
+    connection_limits: tuple[ConnectionLimit, ...] = ()
 
 
 ORIGINAL_DST_FILTER = "envoy.filters.listener.original_dst"
@@ -281,6 +296,10 @@ class Listener:
     modify_only_drain: bool = False
     max_connections_to_accept_per_socket_event: int = 0
     """0: not set."""
+    ignore_global_conn_limit: bool = False
+    """The limit of all connections neither counts nor refuses its connections."""
+    bypass_overload_manager: bool = False
+    """Overload actions and load-shed points leave its connections alone."""
 
 
 # --- clusters ----------------------------------------------------------------------------------------------------
@@ -392,6 +411,15 @@ class StatsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeLayer:
+    """config.bootstrap.v3.RuntimeLayer, flattened. ``admin``: the one that /runtime_modify writes to."""
+
+    name: str
+    values: tuple[tuple[str, object], ...] = ()
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """config.bootstrap.v3.Bootstrap: the whole configuration of one proxy."""
 
@@ -403,3 +431,7 @@ class Bootstrap:
     stats_flush_interval: float = 5.0
     runtime: tuple[tuple[str, object], ...] = ()
     """layered_runtime flattened: key -> value of the last layer that has it."""
+    runtime_layers: tuple[RuntimeLayer, ...] = ()
+    runtime_fixed: frozenset[str] = frozenset()
+    """Keys that were looked up when this was compiled: changing them later has no effect."""
+    overload: OverloadManager | None = None

@@ -43,6 +43,8 @@ class Scope:
     """layered_runtime, flattened."""
     runtime_asked: set[str] = field(default_factory=set)
     """Keys that compilers looked up."""
+    runtime_live: set[str] = field(default_factory=set)
+    """Keys that are looked at again whenever they change."""
     runtime_unknown: dict[str, str] = field(default_factory=dict)
     """Keys whose meaning is not known, with their paths."""
     clusters: frozenset[str] | None = None

@@ -1,14 +1,12 @@
-"""layered_runtime: static layers become one mapping; the keys that change what a proxy does are known here."""
+"""layered_runtime: its layers, flattened; the keys that change what a proxy does are known here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
+from proxy.config.model import RuntimeLayer
 from proxy.config.reader import Reader, Scope, ignore
-
-UNLIMITED_CONNECTIONS = 2**31 - 1
-"""Istio's "no limit" for connections."""
 
 FEATURE = "envoy.reloadable_features."
 REJECT_PATH_WITH_FRAGMENT = f"{FEATURE}http_reject_path_with_fragment"
@@ -32,26 +30,20 @@ def _always(value: object) -> bool:
     return True
 
 
-def _no_limit(value: object) -> bool:
-    try:
-        return float(str(value)) >= UNLIMITED_CONNECTIONS
-    except ValueError:
-        return False
-
-
 HARMLESS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     (r"envoy\.reloadable_features\.coalesce_lb_rebuilds_on_batch_update", _always,
      "when load balancers are rebuilt after an update; a static configuration has no updates"),
     (r"envoy\.reloadable_features\.fixed_heap_use_allocated", _always,
-     "how the fixed_heap resource monitor measures, which is refused"),
+     "how Envoy's fixed_heap resource monitor measures; ours asks the kernel"),
     (r"envoy\.deprecated_features:.*", _always,
      "permits a deprecated field; each field is accepted or refused on its own"),
     (r"re2\.max_program_size\.warn_level", _always, "only counts and logs"),
-    (r"overload\.global_downstream_max_connections", _no_limit, "no limit"),
-    (r"envoy\.resource_limits\.listener\..*\.connection_limit", _no_limit, "no limit"),
     (r"overload\.premature_reset_.*", _always, "counts resets of HTTP/2 streams"),
 )
 """(pattern of keys, test of the value, why it has no visible effect)."""
+
+LIVE = r"overload\.global_downstream_max_connections|envoy\.resource_limits\.listener\..*\.connection_limit"
+"""Keys that are looked at again whenever they change (proxy.limits)."""
 
 VISIBLE_FEATURES: dict[str, bool | None] = {
     "always_use_v6": None,
@@ -87,8 +79,6 @@ VISIBLE_FEATURES: dict[str, bool | None] = {
 this proxy behaves; None: neither is promised."""
 
 REFUSED: tuple[tuple[str, str], ...] = (
-    (r"overload\.global_downstream_max_connections|envoy\.resource_limits\.listener\..*\.connection_limit",
-     f"connection limits are not supported yet; supported: no limit ({UNLIMITED_CONNECTIONS} or more)"),
     (r"circuit_breakers\..*", "circuit breakers from the runtime are not supported yet; set circuit_breakers"),
     (r"upstream\..*", "upstream settings from the runtime are not supported yet"),
     (r"(?:outlier_detection|health_check)\..*", "outlier detection and health checks are not supported yet"),
@@ -98,19 +88,18 @@ REFUSED: tuple[tuple[str, str], ...] = (
 """(pattern of keys, why they are refused): their effect would be visible."""
 
 
-def layered_runtime(reader: Reader) -> dict[str, object]:
-    """bootstrap.v3.LayeredRuntime: key -> value of the last layer that has it."""
-    names: set[str] = set()
-    merged: dict[str, object] = {}
-    for name, values in reader.each("layers", _layer):
-        if name in names:
-            reader.error("layers", f"Duplicate layer name: {name}")
-        names.add(name)
-        merged.update(values)
-    return merged
+def layered_runtime(reader: Reader) -> tuple[RuntimeLayer, ...]:
+    """bootstrap.v3.LayeredRuntime."""
+    layers = reader.each("layers", _layer)
+    names = [layer.name for layer in layers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        reader.error("layers", f"Duplicate layer name: {name}")
+    if sum(layer.admin for layer in layers) > 1:
+        reader.error("layers", "Too many admin layers specified in LayeredRuntime, at most one may be specified")
+    return layers
 
 
-def _layer(reader: Reader) -> tuple[str, dict[str, object]]:
+def _layer(reader: Reader) -> RuntimeLayer:
     """bootstrap.v3.RuntimeLayer."""
     kind = reader.chosen("layer_specifier")
     values: dict[str, object] = {}
@@ -123,7 +112,7 @@ def _layer(reader: Reader) -> tuple[str, dict[str, object]]:
     elif kind is not None:
         reader.take(kind)
         reader.error(kind, "is not supported yet; supported: static_layer, admin_layer")
-    return reader.string("name"), values
+    return RuntimeLayer(reader.string("name"), tuple(values.items()), kind == "admin_layer")
 
 
 def _flatten(reader: Reader, struct: dict[str, object]) -> dict[str, object]:
@@ -143,24 +132,37 @@ def _flatten(reader: Reader, struct: dict[str, object]) -> dict[str, object]:
 
 def _check(reader: Reader, key: str, value: object) -> None:
     where = f"static_layer[{key}]"
-    if key in HONOURED or any(re.fullmatch(pattern, key) and test(value) for pattern, test, _ in HARMLESS):
+    if key in HONOURED or (problem := _problem(key, value)) is None:
         return
+    if problem:
+        reader.error(where, problem)
+    else:
+        reader.scope.runtime_unknown[key] = reader.at(where)
+
+
+def _problem(key: str, value: object) -> str | None:
+    """Why a key would have an effect that is missing here; empty: it is not known; None: it may be set."""
+    if re.fullmatch(LIVE, key) or any(re.fullmatch(pattern, key) and test(value) for pattern, test, _ in HARMLESS):
+        return None
     feature = key.removeprefix(FEATURE)
     if feature != key and feature in VISIBLE_FEATURES:
         ours = VISIBLE_FEATURES[feature]
-        if ours is None or str(value).lower() != str(ours).lower():
-            only = "" if ours is None else f"; supported: {str(ours).lower()}"
-            reader.error(where, f"this feature flag is not supported yet{only}")
-        return
-    for pattern, why in REFUSED:
-        if re.fullmatch(pattern, key):
-            reader.error(where, why)
-            return
-    reader.scope.runtime_unknown[key] = reader.at(where)
+        if ours is not None and str(value).lower() == str(ours).lower():
+            return None
+        only = "" if ours is None else f"; supported: {str(ours).lower()}"
+        return f"this feature flag is not supported yet{only}"
+    return next((why for pattern, why in REFUSED if re.fullmatch(pattern, key)), "")
+
+
+def why_fixed(key: str, value: str, looked_up: frozenset[str]) -> str | None:
+    """Why a key cannot be overridden while the proxy works, None if it can. An empty ``value`` takes it away."""
+    if key in HONOURED or key in looked_up:
+        return "is looked up when the configuration is loaded; changing it at run time is not supported yet"
+    return (_problem(key, value) if value else None) or None
 
 
 def warn_unknown(scope: Scope) -> None:
     """Warn about keys that nothing looked up. To be called when everything is compiled."""
     for key, where in scope.runtime_unknown.items():
-        if key not in scope.runtime_asked:
+        if key not in scope.runtime_asked and key not in scope.runtime_live:
             scope.warn(where, "this runtime key is not known and has no effect")

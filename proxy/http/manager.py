@@ -16,7 +16,10 @@ from proxy.http.request_rules import RequestRules
 from proxy.http.response_rules import ResponseRules
 from proxy.http.route_table import RouteTable
 from proxy.http.router import Router
+from proxy.http.shedding import DataPoints, SheddingConnection
 from proxy.http.stream import Stream
+from proxy.overload.http import HttpOverload
+from proxy.overload.timers import ReducedTimeouts
 from proxy.stats.groups import HttpStats, ListenerHttpStats
 
 if TYPE_CHECKING:
@@ -89,10 +92,63 @@ class HttpConnectionManager:
                               or config.always_set_request_id_in_response) and self.route_table.deterministic
         """Plans may stand for requests and responses: nothing looks at each of them."""
         self.body_limit = listener.config.per_connection_buffer_limit_bytes or 1 << 62
+        self.idle_timeout = config.idle_timeout
+        self.stream_idle_timeout = config.stream_idle_timeout
+        self.max_connection_duration = config.max_connection_duration
+        self.shedding: HttpOverload | None = None
+        """Set while requests are being refused for overload."""
+        self._overload: HttpOverload | None = None
+        self.data_points: DataPoints | None = None
+        self._connection: type[sc.ServerConnection] = sc.ServerConnection
+        self._reduced: ReducedTimeouts | None = None
+        if context.overload is not None and not listener.config.bypass_overload_manager:
+            self._overload = HttpOverload(context.overload, self)
+            self.data_points = DataPoints(context.overload)
+            if self.data_points.any is not None:
+                self._connection = SheddingConnection
+            self._reduced = ReducedTimeouts(context.overload, self, listener)
 
     def protocol(self, connection: Connection) -> sc.ServerConnection:
         """The protocol of a new connection."""
-        return sc.ServerConnection(self, connection)
+        return self._connection(self, connection)
+
+    def stream_idle(self, full: float) -> float:
+        """A route's idle timeout as it is now, in seconds: shorter in overload."""
+        return full if self._reduced is None else self._reduced.stream_idle(full)
+
+    def ends_keepalive(self) -> bool:
+        """The response being encoded ends its connection, for overload (disable_http_keepalive)."""
+        overload = self._overload
+        if overload is None or overload.keepalive is None or not overload.keepalive():
+            return False
+        self.stats.downstream_cx_overload_disable_keepalive += 1
+        return True
+
+    reads_at_once = True
+
+    def opened_in_vain(self, connection: Connection) -> None:
+        """As listener.filter_chain.NetworkFilter."""
+        self.stats.downstream_cx_total += 1
+        self.stats.downstream_cx_active += 1
+        self.stats.without_codec += 1
+        self.stats.without_codec_active += 1
+
+    def received_in_vain(self, size: int) -> None:
+        """Bytes of a connection that gets no codec."""
+        self.stats.downstream_cx_rx_bytes_total += size
+
+    def closed_in_vain(self, connection: Connection, now: float, local: bool) -> None:
+        """Count its end."""
+        stats = self.stats
+        stats.downstream_cx_active -= 1
+        stats.without_codec_active -= 1
+        stats.downstream_cx_destroy += 1
+        if local:
+            stats.downstream_cx_destroy_local += 1
+        else:
+            stats.downstream_cx_destroy_remote += 1
+        length = int((now - connection.accepted_at) * 1000)
+        stats.downstream_cx_length_ms[length] = stats.downstream_cx_length_ms.get(length, 0) + 1
 
     def rewrite_host(self, stream: Stream) -> bytes:
         """strip_trailing_host_dot, strip_any_host_port and strip_matching_host_port."""

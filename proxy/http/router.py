@@ -84,6 +84,8 @@ class Router(UpstreamSide):
         stream.upstream_cluster = cluster.log_name
         stream.upstream_cluster_raw = cluster.raw_name
         stream.mutator = stream.mutator or route.mutator
+        if self._manager.shedding is not None and self._manager.shedding.checks_route(stream):
+            return
         host = stream.host = cluster.choose(stream)
         if host is None:
             self._no_host(stream, cluster)
@@ -157,7 +159,7 @@ class Router(UpstreamSide):
         if action.idle_timeout is not None:
             stream.conn.timers.pop(sc.T_STREAM_IDLE, None)
             if action.idle_timeout:
-                stream.conn.arm(sc.T_STREAM_IDLE, action.idle_timeout)
+                stream.conn.arm(sc.T_STREAM_IDLE, self._manager.stream_idle(action.idle_timeout))
         stream.attempt_count = 1
         if route.vhost.include_request_attempt_count:
             headers.replace(ATTEMPT_1)

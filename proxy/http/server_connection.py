@@ -7,6 +7,7 @@ All timeouts of the connection and of its current stream stand in ``timers``; th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from proxy.deadlines import NEVER
@@ -53,11 +54,11 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         self.listener = connection.listener
         self.stats = manager.stats
         self.id = connection.id
-        self.idle_timeout = config.idle_timeout
-        self.now = manager.now
-        self.local_text = connection.local.text.encode()
+        self.idle_timeout = manager.idle_timeout
+        self.now: Callable[[], float] = manager.now
+        self.local_text: bytes = connection.local.text.encode()
         self.direct_local_text = (connection.direct_local.text.encode() if connection.restored else self.local_text)
-        self.remote_text = connection.remote.text.encode()
+        self.remote_text: bytes = connection.remote.text.encode()
         chain = connection.filter_chain
         self.filter_chain_name = chain.name.encode() if chain is not None and chain.name else None
         self.stream: Stream | None = None
@@ -84,12 +85,12 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             self.transport.set_write_buffer_limits(high=limit, low=limit // 2)
         self.stats.downstream_cx_total += 1
         self.stats.downstream_cx_active += 1
-        config = self.manager.config
-        if config.idle_timeout:
-            self.arm(T_IDLE, config.idle_timeout)
-        if config.max_connection_duration:
-            self.arm(T_MAX_DURATION, config.max_connection_duration)
-        self.manager.context.deadlines.watch(self)
+        manager = self.manager
+        if manager.idle_timeout:
+            self.arm(T_IDLE, manager.idle_timeout)
+        if manager.max_connection_duration:
+            self.arm(T_MAX_DURATION, manager.max_connection_duration)
+        manager.context.deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
         self.stats.downstream_cx_rx_bytes_total += len(data)
@@ -229,19 +230,25 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def _head_begins(self) -> None:
         """The first bytes of a head without its end: the client may take only so long."""
+        manager = self.manager
+        if manager.shedding is not None and manager.shedding.aborts(self):
+            return
         self._head_started = True
-        config = self.manager.config
+        config = manager.config
         if config.request_headers_timeout:
             self.arm(T_REQUEST_HEADERS, config.request_headers_timeout)
         if config.request_timeout:
             self.arm(T_REQUEST, config.request_timeout)
         if config.stream_idle_timeout:
-            self.arm(T_STREAM_IDLE, config.stream_idle_timeout)
+            self.arm(T_STREAM_IDLE, manager.stream_idle_timeout)
 
     def on_request(self, method: bytes, path: bytes, authority: bytes | None, http10: bool, headers: Headers,
                    length: int, tokens: list[bytes]) -> None:
-        stream = self.stream = self._new_stream()
         manager = self.manager
+        shedding = manager.shedding
+        if shedding is not None and not self._head_started and shedding.aborts(self):
+            return
+        stream = self.stream = self._new_stream()
         if self._head_started:
             self._head_started = False
             self.timers.pop(T_REQUEST_HEADERS, None)
@@ -251,13 +258,14 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
             self.drain_state = CLOSING
         if manager.stream_timers:
             self.arm_stream(length == NO_BODY)
-        stream.begin(method, path, authority, http10, headers, length, tokens)
+        if shedding is None or not shedding.refuses(stream, method, path, authority, http10, headers, length, tokens):
+            stream.begin(method, path, authority, http10, headers, length, tokens)
 
     def arm_stream(self, complete: bool) -> None:
         """Start the timers of a stream whose head has arrived."""
         config = self.manager.config
         if config.stream_idle_timeout:
-            self.arm(T_STREAM_IDLE, config.stream_idle_timeout)
+            self.arm(T_STREAM_IDLE, self.manager.stream_idle_timeout)
         if config.request_timeout:
             if complete:
                 self.timers.pop(T_REQUEST, None)
@@ -301,7 +309,8 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def closing_after(self, stream: Stream, close: bool, headers: Headers) -> bool:
         """Whether the response being encoded announces the end of the connection (Envoy: encodeHeaders)."""
-        if self.drain_state == OPEN and self.listener.draining and self.connection.drain_close():
+        if self.drain_state == OPEN and self.listener.draining and (
+                self.connection.drain_close() or self.manager.ends_keepalive()):
             self._start_drain()
             self.stats.downstream_cx_drain_close += 1
         if close:
@@ -397,8 +406,11 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def arm(self, kind: int, seconds: float) -> None:
         """Start (or restart) one of the timers."""
-        when = self.now() + seconds
-        self.timers[kind] = when
+        self.timers[kind] = when = self.now() + seconds
+        self.due(when)
+
+    def due(self, when: float) -> None:
+        """Some timer expires then."""
         if when < self.deadline:
             self.deadline = when
             deadlines = self.manager.context.deadlines
@@ -410,11 +422,11 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
         stream = self.stream
         timers = self.timers
         if T_STREAM_IDLE in timers:
-            idle = self.manager.config.stream_idle_timeout
+            idle = self.manager.stream_idle_timeout
             if stream is not None and stream.route is not None:
                 override = getattr(stream.route.action, "idle_timeout", None)
                 if override is not None:
-                    idle = override
+                    idle = self.manager.stream_idle(override)
             timers[T_STREAM_IDLE] = self.now() + idle
         if T_PER_TRY_IDLE in timers and stream is not None and stream.per_try_idle:
             timers[T_PER_TRY_IDLE] = self.now() + stream.per_try_idle

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
@@ -29,8 +31,12 @@ LAST_ACCEPTS = 65536
 HANDSHAKE_PATIENCE = 0.05
 """Seconds for handshakes that are under way when a socket is to be closed: closing it would reset them."""
 
-WARN_INTERVAL = 10.0
-"""Seconds between warnings of one socket about failed accepts."""
+RESERVE = 256
+"""Descriptors that new connections from clients leave alone (an eighth of all, where those are few): the connections
+that are open need them for upstream connections, and for log files."""
+
+QUIET = 10.0
+"""Seconds without a failed accept after which the next one is news, and worth a line in the log."""
 
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h."""
@@ -91,6 +97,34 @@ class _Accepted6(socket.socket):
     type = socket.SOCK_STREAM
 
 
+class Exhaustion:
+    """When this process last ran out of descriptors or memory, whichever socket noticed."""
+
+    last = -QUIET
+
+    @classmethod
+    def news(cls, now: float) -> bool:
+        """It has run out. Whether that begins a new burst, which is worth a line in the log."""
+        last, cls.last = cls.last, now
+        return now - last >= QUIET or now < last
+
+
+def first_reserved() -> int:
+    """New descriptors have the lowest number that is free: from this one on they are of the reserve."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - min(RESERVE, soft // 8) if soft != resource.RLIM_INFINITY else 1 << 31
+
+
+def next_descriptor() -> int:
+    """The number that the next descriptor would have; the largest there is when there can be none."""
+    try:
+        descriptor = os.open("/", os.O_PATH)
+    except OSError:
+        return 1 << 31
+    os.close(descriptor)
+    return descriptor
+
+
 class ListenSocket:
     """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop.
 
@@ -104,14 +138,15 @@ class ListenSocket:
         self._loop = loop
         self._backlog = backlog
         self._per_event = range(per_event or ACCEPT_BATCH)
-        self._accepted = accepted
+        self.accepted = accepted
         self._sock: socket.socket | None = None
         self._make: tuple[type[socket.socket], int] = (
             (_Accepted6, int(socket.AF_INET6)) if ":" in address.host else (_Accepted4, int(socket.AF_INET)))
         self._listening = False
+        self._suspended = False
+        self._reserved = first_reserved()
         self._paused: TimerHandle | None = None
         self._closing: TimerHandle | None = None
-        self._warned_at = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -151,13 +186,27 @@ class ListenSocket:
         except OSError as error:
             raise BindError(f"cannot listen on '{self.address.text}': {error.strerror}") from error
         self._listening = True
-        self._loop.add_reader(sock, self._readable)
+        if not self._suspended:
+            self._loop.add_reader(sock, self._readable)
+
+    def suspend(self, suspended: bool) -> None:
+        """Leave new connections in the kernel's queue, or take them again (overload: stop_accepting_connections)."""
+        if suspended == self._suspended:
+            return
+        self._suspended = suspended
+        if self._sock is None or not self._listening or self._paused is not None:
+            return
+        if suspended:
+            self._loop.remove_reader(self._sock)
+        else:
+            self._loop.add_reader(self._sock, self._readable)
 
     def _readable(self) -> None:
         sock = self._sock
         if sock is None:
             return
         make, family = self._make
+        reserved = self._reserved
         for _ in self._per_event:
             try:
                 fd, peer = sock._accept()  # type: ignore[attr-defined]
@@ -166,17 +215,23 @@ class ListenSocket:
             except OSError as error:
                 self._accept_failed(error)
                 return
-            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+            self.accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+            if fd >= reserved:
+                self._pause("only reserved descriptors are left")
+                return
 
     def _accept_failed(self, error: OSError) -> None:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
-        if error.errno in OUT_OF_RESOURCES and self._sock is not None and self._paused is None:
-            now = self._loop.time()
-            if now - self._warned_at > WARN_INTERVAL or not self._warned_at:
-                self._warned_at = now
-                log.warning("listener %s: accept failed: %s; new connections wait", self.address.text, error.strerror)
-            self._loop.remove_reader(self._sock)
-            self._paused = self._loop.call_later(PAUSE, self.resume)
+        if error.errno in OUT_OF_RESOURCES:
+            self._pause(f"accept failed: {error.strerror}")
+
+    def _pause(self, why: str) -> None:
+        if self._sock is None or self._paused is not None:
+            return
+        if Exhaustion.news(self._loop.time()):
+            log.warning("listener %s: %s; new connections wait", self.address.text, why)
+        self._loop.remove_reader(self._sock)
+        self._paused = self._loop.call_later(PAUSE, self.resume)
 
     @property
     def paused(self) -> bool:
@@ -184,11 +239,15 @@ class ListenSocket:
         return self._paused is not None
 
     def resume(self) -> None:
-        """Accept again after a pause: the time is up, or a descriptor has become free."""
+        """Accept again after a pause, if there is room: the time is up, or a descriptor has become free."""
         if self._paused is not None:
             self._paused.cancel()
+            if next_descriptor() >= self._reserved:
+                Exhaustion.news(self._loop.time())  # the burst goes on
+                self._paused = self._loop.call_later(PAUSE, self.resume)
+                return
             self._paused = None
-            if self._sock is not None:
+            if self._sock is not None and not self._suspended:
                 self._loop.add_reader(self._sock, self._readable)
 
     def stop(self) -> None:
@@ -232,7 +291,7 @@ class ListenSocket:
                     return
                 continue
             make, family = self._make
-            self._accepted(make(family, _SOCK_STREAM, 0, fd), peer)
+            self.accepted(make(family, _SOCK_STREAM, 0, fd), peer)
 
 
 def _refuse_handshakes(sock: socket.socket) -> bool:

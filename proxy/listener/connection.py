@@ -9,6 +9,7 @@ from proxy.config.model import SocketAddress
 
 if TYPE_CHECKING:
     from proxy.config.model import FilterChain
+    from proxy.limits.worker import Charged
     from proxy.listener.listener import ActiveListener
     from proxy.stream_info import StreamInfo
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class Connection:
     """Addresses and what the listener filters found out (Envoy: ConnectionSocket and ConnectionInfoProvider)."""
 
-    __slots__ = ("accepted_at", "application_protocol", "direct_local", "filter_chain", "id", "info", "listener",
-                 "local", "remote", "restored", "server_name", "sock", "transport_protocol")
+    __slots__ = ("accepted_at", "application_protocol", "charged", "direct_local", "filter_chain", "id", "info",
+                 "listener", "local", "remote", "restored", "server_name", "sock", "transport_protocol")
 
     def __init__(self, sock: socket.socket, remote: SocketAddress, local: SocketAddress, listener: ActiveListener,
                  connection_id: int, now: float) -> None:
@@ -32,6 +33,8 @@ class Connection:
         """``local`` was restored from the kernel: ORIGINAL_DST clusters may use it."""
         self.listener = listener
         """The listener that owns the connection; changes once at a hand-off."""
+        self.charged: Charged = ()
+        """The limits that it counts for."""
         self.id = connection_id
         self.accepted_at = now
         """Loop time, seconds."""

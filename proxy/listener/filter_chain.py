@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.config import model
 from proxy.http.manager import HttpConnectionManager
+from proxy.listener.connection_limit import ConnectionLimits
 from proxy.listener.match import compile_matches
 from proxy.tcp.tcp_proxy import TcpProxy
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from proxy.context import Context
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
+
+
+class Closable(Protocol):
+    """An open connection, as its listener knows it."""
+
+    def close(self) -> None:
+        """Cut the connection."""
+
+    def work(self) -> tuple[int, int]:
+        """Requests so far, and those under way."""
 
 
 class ClosableProtocol(asyncio.Protocol):
@@ -34,8 +45,20 @@ class ClosableProtocol(asyncio.Protocol):
 class NetworkFilter(Protocol):
     """A terminal network filter, made once for each filter chain."""
 
+    reads_at_once: bool
+    """It reads from a new connection without waiting for anything."""
+
     def protocol(self, connection: Connection) -> Any:
         """A ClosableProtocol for a new connection."""
+
+    def opened_in_vain(self, connection: Connection) -> None:
+        """A filter before this one has refused the connection, which is still to be closed: count it."""
+
+    def received_in_vain(self, size: int) -> None:
+        """Bytes that such a connection sent."""
+
+    def closed_in_vain(self, connection: Connection, now: float, local: bool) -> None:
+        """Such a connection is over, closed by us (``local``) or by its client."""
 
 
 NETWORK_FILTERS: dict[type, Callable[..., NetworkFilter]] = {
@@ -46,15 +69,19 @@ NETWORK_FILTERS: dict[type, Callable[..., NetworkFilter]] = {
 
 
 class ActiveFilterChain:
-    """One filter chain with its network filter."""
+    """One filter chain with its network filters."""
 
-    __slots__ = ("config", "network_filter", "protocol")
+    __slots__ = ("config", "limits", "network_filter", "protocol")
 
     def __init__(self, config: model.FilterChain, listener: ActiveListener, context: Context) -> None:
         self.config = config
         filter_config = config.network_filter
         self.network_filter = NETWORK_FILTERS[type(filter_config)](filter_config, listener, context)
         self.protocol = self.network_filter.protocol
+        self.limits: ConnectionLimits | None = None
+        """What may refuse a connection before the terminal filter sees it."""
+        if config.connection_limits and context.limits is not None:
+            self.limits = ConnectionLimits(config.connection_limits, self.network_filter, context, context.limits.pool)
 
 
 class FilterChainManager:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import socket
 from asyncio import TimerHandle
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.config.model import SocketAddress
+from proxy.limits.worker import Admission, Charged, admission, discharge, transfer
 from proxy.listener.accept import ListenSocket
 from proxy.listener.connection import Connection
 from proxy.listener.connection_info import ConnectionInfo
 from proxy.listener.drain import DrainDecision
-from proxy.listener.filter_chain import ActiveFilterChain, ClosableProtocol, FilterChainManager
+from proxy.listener.filter_chain import ActiveFilterChain, Closable, ClosableProtocol, FilterChainManager
 from proxy.listener.listener_filters import ActiveTcpSocket, ListenerFilters
 from proxy.log import get
+from proxy.overload.listener import reject_gate, watch_listener
 from proxy.stats.groups import ListenerStats, ListenerWorkerStats, Snapshot
 
 if TYPE_CHECKING:
     from proxy.config import model
     from proxy.context import Context
+    from proxy.limits.tokens import Pool
     from proxy.stream_info import StreamInfo
 
 log = get("conn_handler")
@@ -32,6 +35,20 @@ HandOff = Callable[[SocketAddress], "ActiveListener | None"]
 """The listener that a restored destination belongs to, if any."""
 
 WILDCARDS = ("0.0.0.0", "::")
+
+
+class Serve(Protocol):
+    """Takes an accepted socket on."""
+
+    def __call__(self, sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None: ...
+
+
+def _gated(admit: Admission, serve: Serve) -> Callable[[socket.socket, tuple[str, int]], None]:
+    def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
+        if (charged := admit(sock)) is not None:
+            serve(sock, peer, charged)
+
+    return accepted
 
 
 class WorkerShare(ListenerWorkerStats):
@@ -50,8 +67,8 @@ class ActiveListener:
     """One listener at work."""
 
     __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
-                 "_loggers", "_loop", "_sockets", "config", "connections", "context", "draining", "pending",
-                 "stat_prefix", "stats", "stopped")
+                 "_loggers", "_loop", "_rejects", "_serve", "_sockets", "config", "connections", "context", "draining",
+                 "ends_keepalive", "pending", "pools", "stat_prefix", "stats", "stopped")
 
     def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
         self.config = config
@@ -67,18 +84,25 @@ class ActiveListener:
         self._listener_filters = ListenerFilters(config, context) if config.listener_filters else None
         self._filter_chains = FilterChainManager(config, self, context)
         self._find = self._filter_chains.find
-        self.connections: dict[Connection, ClosableProtocol] = {}
+        self.connections: dict[Connection, Closable] = {}
         """Open connections with their network filter's side."""
         self.pending: set[ActiveTcpSocket] = set()
         """Connections whose listener filters wait for data."""
         options = context.options
         self._drain = DrainDecision(options.drain_strategy, options.drain_time, context.loop.time)
         self.draining = False
-        """Some kind of drain could make ``drain_close`` true."""
+        """Some kind of drain, or overload, could end a connection with its next response."""
+        self.ends_keepalive = False
         self.stopped = False
         """The listening sockets were closed."""
         self._close_timer: TimerHandle | None = None
+        self._rejects = reject_gate(self)
+        self.pools: tuple[Pool | None, Pool | None] = (None, None)
+        """The limit of all connections, and this listener's own."""
+        self._serve: list[Serve] = []
         self._sockets = [self._socket(a) for a in config.addresses] if config.bind_to_port else []
+        self.limits_changed()
+        watch_listener(self)
 
     @property
     def chains(self) -> list[ActiveFilterChain]:
@@ -96,13 +120,21 @@ class ActiveListener:
         config = self.config
         wildcard = address.host in WILDCARDS
 
-        def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
-            self._accepted(sock, peer, None if wildcard else listen_socket.address)
+        def serve(sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None:
+            self._accepted(sock, peer, None if wildcard else listen_socket.address, charged)
 
         # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
         per_event = config.max_connections_to_accept_per_socket_event if self.context.options.concurrency > 1 else 0
-        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, accepted)
+        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, serve)
+        self._serve.append(serve)
         return listen_socket
+
+    def limits_changed(self) -> None:
+        """Compose what happens to an accepted socket; who is accepted from now on is charged to these limits."""
+        self.pools = (None, None) if self.context.limits is None else self.context.limits.of_listener(self.config)
+        admit = admission(self, self._rejects)
+        for listen_socket, serve in zip(self._sockets, self._serve, strict=True):
+            listen_socket.accepted = serve if admit is None else _gated(admit, serve)
 
     def bind(self) -> None:
         """Bind every address. Raises accept.BindError."""
@@ -133,7 +165,7 @@ class ActiveListener:
         for protocol in list(self.connections.values()):
             protocol.close()
 
-    def all_connections(self) -> Iterator[tuple[Connection, ClosableProtocol | None]]:
+    def all_connections(self) -> Iterator[tuple[Connection, Closable | None]]:
         """Open connections with their network filter's side, which those that are still being looked at lack."""
         yield from self.connections.items()
         for pending in self.pending:
@@ -141,14 +173,19 @@ class ActiveListener:
 
     # The way of a connection
 
-    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None) -> None:
+    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None,
+                  charged: Charged) -> None:
         if local is None:
             try:
                 local = SocketAddress(*sock.getsockname()[:2])
             except OSError:
+                for pool in charged:
+                    pool.release()
                 sock.close()
                 return
         connection = Connection(sock, SocketAddress(peer[0], peer[1]), local, self, next(self._ids), self._loop.time())
+        if charged:
+            connection.charged = charged
         if self._listener_filters is None:
             self._new_connection(connection)
         else:
@@ -165,6 +202,7 @@ class ActiveListener:
 
     def handed_off(self, connection: Connection) -> None:
         """Take a connection over from another listener. Our own listener filters run now; nobody else gets it."""
+        transfer(connection, connection.listener, self)
         connection.listener = self
         if self._listener_filters is None:
             self._new_connection(connection)
@@ -180,6 +218,8 @@ class ActiveListener:
         stats = self.stats
         stats.downstream_cx_total += 1
         stats.downstream_cx_active += 1
+        if chain.limits is not None and chain.limits.refuse(connection, self):
+            return
         protocol = chain.protocol(connection)
         opening = self._loop.connect_accepted_socket(lambda: protocol, connection.sock)
         try:
@@ -202,6 +242,8 @@ class ActiveListener:
 
     def _no_chain(self, connection: Connection) -> None:
         self.stats.no_filter_chain_match += 1
+        if connection.charged:
+            discharge(connection)
         connection.sock.close()
         if self._loggers:
             info = ConnectionInfo(connection, self._loop.time())
@@ -212,6 +254,8 @@ class ActiveListener:
 
     def connection_closed(self, connection: Connection, now: float) -> None:
         """A connection of this listener is gone; called once by its network filter."""
+        if connection.charged:
+            discharge(connection)
         stats = self.stats
         stats.downstream_cx_active -= 1
         stats.downstream_cx_destroy += 1
@@ -245,7 +289,18 @@ class ActiveListener:
 
     def health_changed(self) -> None:
         """``context.health_failed`` was set or cleared."""
-        self.draining = self._drain.draining or (self.context.health_failed and not self.config.modify_only_drain)
+        self.draining = (self._drain.draining or self.ends_keepalive
+                         or (self.context.health_failed and not self.config.modify_only_drain))
+
+    def end_keepalive(self, value: float) -> None:
+        """Have the connection managers asked at each response whether the connection ends (disable_http_keepalive)."""
+        self.ends_keepalive = value > 0
+        self.health_changed()
+
+    def suspend(self, suspended: bool) -> None:
+        """Leave new connections in the kernel's queues, or take them again."""
+        for listen_socket in self._sockets:
+            listen_socket.suspend(suspended)
 
     def drain(self, close_after: float | None) -> None:
         """Ask connections to close, more and more; close the sockets after so many seconds (None: never)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy.config import model
 from proxy.deadlines import NEVER
+from proxy.limits.worker import discharge
 from proxy.listener.http_inspector import HTTP2, HTTP10, HTTP11, MAX_INSPECT_SIZE, NOT_HTTP, classify
 from proxy.listener.original_dst import original_destination
 from proxy.stats.groups import HttpInspectorStats
@@ -221,4 +222,6 @@ class ActiveTcpSocket:
     def close(self) -> None:
         """Drop the connection."""
         self._stop()
+        if self.connection.charged:
+            discharge(self.connection)
         self.connection.sock.close()

@@ -136,6 +136,14 @@ class HttpInspectorStats(StatGroup):
     __slots__ = tuple(__annotations__)
 
 
+class ConnectionLimitStats(StatGroup):
+    """``connection_limit.<stat_prefix>``."""
+
+    limited_connections: Counter
+    active_connections: Gauge
+    __slots__ = tuple(__annotations__)
+
+
 class TcpProxyStats(StatGroup):
     """``tcp.<stat_prefix>``."""
 
@@ -144,6 +152,7 @@ class TcpProxyStats(StatGroup):
     downstream_cx_rx_bytes_total: Counter
     downstream_cx_tx_bytes_total: Counter
     downstream_cx_drain_close: Counter
+    downstream_cx_overload_close: Counter
     downstream_flow_control_paused_reading_total: Counter
     downstream_flow_control_resumed_reading_total: Counter
     idle_timeout: Counter
@@ -171,6 +180,7 @@ class HttpStats(ListenerHttpStats):
     downstream_cx_max_requests_reached: Counter
     downstream_cx_protocol_error: Counter
     downstream_cx_upgrades_total: Counter
+    downstream_cx_overload_disable_keepalive: Counter
     downstream_cx_delayed_close_timeout: Counter
     downstream_cx_rx_bytes_total: Counter
     downstream_cx_tx_bytes_total: Counter
@@ -190,6 +200,7 @@ class HttpStats(ListenerHttpStats):
     downstream_rq_header_timeout: Counter
     downstream_rq_idle_timeout: Counter
     downstream_rq_max_duration_reached: Counter
+    downstream_rq_overload_close: Counter
     downstream_rq_failed_path_normalization: Counter
     downstream_rq_redirected_with_normalized_path: Counter
     downstream_rq_ws_on_non_ws_route: Counter
@@ -200,13 +211,21 @@ class HttpStats(ListenerHttpStats):
     rq_total: Counter
     rq_redirect: Counter
     rq_direct_response: Counter
+    rq_overload_local_reply: Counter
+    without_codec: int
+    """Connections that were refused before anything was parsed, and how many of them are still open."""
+    without_codec_active: int
     __slots__ = tuple(__annotations__)
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self.without_codec = self.without_codec_active = 0
 
     def collect(self, out: Snapshot, flush: bool) -> None:
         super().collect(out, flush)
         # HTTP/1 is the only protocol there is so far.
-        out.counters[f"{self.prefix}.downstream_cx_http1_total"] = self.downstream_cx_total
-        out.gauges[f"{self.prefix}.downstream_cx_http1_active"] = self.downstream_cx_active
+        out.counters[f"{self.prefix}.downstream_cx_http1_total"] = self.downstream_cx_total - self.without_codec
+        out.gauges[f"{self.prefix}.downstream_cx_http1_active"] = self.downstream_cx_active - self.without_codec_active
         out.counters[f"{self.prefix}.downstream_rq_http1_total"] = self.downstream_rq_total
 
 

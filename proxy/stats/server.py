@@ -1,4 +1,4 @@
-"""The statistics of the main process: ``server``, ``listener_manager``, ``cluster_manager``, ``runtime``.
+"""The statistics of the main process: ``server``, ``listener_manager``, ``cluster_manager``.
 
 Envoy's names for what cannot happen here yet (warming clusters, listeners that are modified, a parent) are left out.
 """
@@ -46,8 +46,6 @@ class ServerFacts:
     listeners_created: int
     listeners_stopped: int
     clusters: int
-    runtime_keys: int
-    runtime_layers: int
 
 
 def connections(workers: Snapshot) -> int:
@@ -75,8 +73,6 @@ def add(out: Snapshot, facts: ServerFacts) -> None:
         "listener_manager.total_listeners_warming": 0 if facts.workers_started else facts.listeners,
         "listener_manager.workers_started": int(facts.workers_started),
         "cluster_manager.active_clusters": facts.clusters,
-        "runtime.num_keys": facts.runtime_keys,
-        "runtime.num_layers": facts.runtime_layers,
     })
     out.counters.update({
         "server.static_unknown_fields": facts.unknown_fields,

@@ -225,11 +225,16 @@ class TcpSession(ConnectionInfo, asyncio.Protocol):
             return
         self.attempt_count += 1
         self.upstream_host = host.text
-        breaker.connections += 1
+        self._dial_host(cluster, host)
+
+    def _dial_host(self, cluster: Cluster, host: Host) -> None:
+        stats = cluster.stats
+        cluster.breakers[0].connections += 1
         stats.upstream_rq_pending_total += 1
         stats.upstream_rq_pending_active += 1
         host.stats.rq_pending_active += 1
-        self._dial = Dial(context, cluster, host, lambda: UpstreamConnection(self), self._connected, self._dial_failed)
+        self._dial = Dial(self._proxy.context, cluster, host, lambda: UpstreamConnection(self), self._connected,
+                          self._dial_failed)
 
     def _left_pending(self, cluster: Cluster) -> None:
         cluster.stats.upstream_rq_pending_active -= 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.config.overload_model import NEW_CONNECTION
+from proxy.overload.worker import find
 from proxy.upstream.dial import Dial, DialFailure
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Pool:
     """Idle and pending of one host and priority."""
 
     __slots__ = ("_breaker", "_closed", "_cluster", "_dials", "_host", "_host_stats", "_open", "_pending",
-                 "_stats", "idle")
+                 "_sheds", "_stats", "idle")
 
     def __init__(self, cluster: Cluster, host: Host, breaker: Breaker) -> None:
         self._cluster = cluster
@@ -44,6 +46,7 @@ class Pool:
         self._stats = cluster.stats
         self._host_stats = host.stats
         self._breaker = breaker
+        self._sheds = find(cluster.context.overload, NEW_CONNECTION)
         self.idle: list[ClientConnection] = []
         self._pending: deque[PoolUser] = deque()
         self._dials: set[Dial] = set()
@@ -68,6 +71,11 @@ class Pool:
         stats.upstream_rq_pending_total += 1
         stats.upstream_rq_pending_active += 1
         self._host.stats.rq_pending_active += 1
+        if self._sheds is not None and len(self._dials) <= len(self._pending) and self._sheds():
+            stats.upstream_rq_cancelled += 1
+            self._left_pending()
+            user.pool_failed(OVERFLOW_PENDING)
+            return
         self._pending.append(user)
         self._connect()
 

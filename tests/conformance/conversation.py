@@ -210,6 +210,8 @@ class Conversation:
             self.proxy.wait_until(
                 lambda: self.proxy.statistics([name])[name] - self._before[name] == growth, self.patience
             )
+        elif op.kind == "pressure":
+            self.proxy.press(*op.data, self.patience)
         elif op.kind == "admin":
             status, body = self.proxy.admin(*op.data)
             self.seen.admin.append(f"{op.data[0]} {op.data[1]}: {status} {body.strip()}")
@@ -241,5 +243,5 @@ class Conversation:
             self.seen.stuck.append(what)
 
 
-_ANYWHERE = frozenset({"signal", "wait", "stat", "admin"})
+_ANYWHERE = frozenset({"signal", "wait", "stat", "admin", "pressure"})
 

@@ -130,6 +130,12 @@ def admin(method: str, path: str) -> Op:
     return Op("admin", (method, path))
 
 
+def pressure(resource: str, value: float) -> Op:
+    """Have the overload manager see this pressure (0 to 1) on `resource`, an injected resource whose file is
+    $(pressure:resource), and wait until it has."""
+    return Op("pressure", (resource, value))
+
+
 def on(peer: str, *steps: Step) -> list[Op]:
     """The same steps, done by another client connection."""
     return [dataclasses.replace(op, peer=peer) for op in flatten(steps)]

@@ -117,6 +117,8 @@ class Proxy:
     def _placeholder(self, name: str) -> int | str:
         if name == "log":
             return str(self._log)
+        if name.startswith("pressure:"):
+            return str(self._write_pressure(name[9:], 0.0))
         if name in self.ports:
             return self.ports[name]
         if name.startswith("up:"):
@@ -129,6 +131,21 @@ class Proxy:
         self.ports[name] = port
         self.names[port] = name
         return port
+
+    def _write_pressure(self, resource: str, value: float) -> Path:
+        """Moved into place: Envoy notices nothing else."""
+        path = self._folder / f"pressure-{resource}"
+        new = path.with_suffix(".new")
+        new.write_text(str(value))
+        return new.rename(path)
+
+    def press(self, resource: str, value: float, patience: float) -> None:
+        """Set an injected resource and wait until the overload manager has seen it. Raises Stuck."""
+        self._write_pressure(resource, value)
+        name = f"overload.{resource}.pressure"
+        self.wait_until(lambda: self.statistics([name])[name] == int(value * 100), patience)
+        # Main has told the workers by now; one more answer, for which ours asks them, comes after they have heard.
+        self.statistics([name])
 
     def _hold(self, name: str) -> int:
         sock = socket.socket()

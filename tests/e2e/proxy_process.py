@@ -96,10 +96,18 @@ class ProxyProcess:
         self._seen: set[int] = set()
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *arguments: str, wait: bool = True, workers: int = 2) -> None:
-        """Start it, and wait until it is live."""
+    def start(self, *arguments: str, wait: bool = True, workers: int = 2, descriptors: int = 0,
+              within: Path | None = None) -> None:
+        """Start it, and wait until it is live.
+
+        ``descriptors``: `ulimit -n`, 0 leaves it. ``within``: the cgroup.procs of the control group to start it in.
+        """
         with self._stderr.open("a") as stderr:
             command = [sys.executable, "-W", "error", "-m", "proxy", "-c", str(self.config)]
+            if descriptors:
+                command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
+            if within is not None:
+                command = ["sh", "-c", f'echo $$ > {within}; exec "$@"', "sh", *command]
             self.process = subprocess.Popen(
                 [*command, "--concurrency", str(workers), *arguments],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True)

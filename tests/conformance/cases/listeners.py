@@ -120,6 +120,6 @@ CASES = [
     Case("listener-connection-limit", LIMITED,
          [on("first", get("/1")), on("second", connect(), end()), on("first", get("/2"), close()),
           stat("listener.127.0.0.1_$(main).downstream_cx_destroy", 1), on("third", get("/3"))], log=3,
-         stats=counted("main"), refused="connection limits are not supported yet"),
+         stats=counted("main")),
     Case("half-head-then-silence-is-served-later", SNIFF, [send(b"GET / HTTP/1.1\r\nHost: x"), b"\r\n\r\n"]),
 ]  # fmt: skip

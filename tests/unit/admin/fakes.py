@@ -18,7 +18,10 @@ from google.protobuf.json_format import ParseDict
 from proxy.admin.server import AdminServer
 from proxy.config import model
 from proxy.config.messages import find_descriptor, type_name
+from proxy.config.reader import Scope, compile_message
+from proxy.config.runtime import layered_runtime
 from proxy.options import Options
+from proxy.runtime.control import RuntimeControl
 from proxy.stats.groups import Snapshot
 from proxy.stats.histogram import HistogramStore
 
@@ -77,7 +80,10 @@ class FakeServer:
                             for listener in message.static_resources.listeners),
             clusters=tuple(model.Cluster(name=cluster.name) for cluster in message.static_resources.clusters),
             stats=model.StatsConfig(**stats), stats_flush_interval=0.02,
-            runtime=tuple((key, None) for layer in message.layered_runtime.layers for key in layer.static_layer)))
+            runtime_layers=compile_message(message.layered_runtime, "", Scope(), layered_runtime) or ()))
+        self.runtime = RuntimeControl(self.loaded.bootstrap, 2)
+        self.late: list[int] = []
+        self.holders: dict[str, list[tuple[str, int]]] = {}
         self.loop: Any = None
         self.state = "LIVE"
         self.started_at = time.time()
@@ -100,6 +106,7 @@ class FakeServer:
         copy = Snapshot()
         for name in ("counters", "gauges", "levels", "shared"):
             setattr(copy, name, dict(getattr(self.workers, name)))
+        self.runtime.layers.stats.collect(copy, False)
         return copy
 
     async def clusters(self) -> list[dict[str, Any]]:
@@ -126,6 +133,16 @@ class FakeServer:
 
     async def reset_counters(self) -> None:
         self.workers.counters = dict.fromkeys(self.workers.counters, 0)
+        stats = self.runtime.layers.stats
+        for name in (name for name, kind in stats.KINDS.items() if kind == "Counter"):
+            setattr(stats, name, 0)
+
+    async def limit_clients(self) -> dict[str, list[tuple[str, int]]]:
+        return self.holders
+
+    async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
+        self.runtime.override(overrides)
+        return self.late
 
     def quit(self) -> None:
         self.said.append("quit")

@@ -181,7 +181,8 @@ def test_help_lists_what_envoy_has(envoy: Envoy, ours: Running) -> None:
     assert theirs.text.splitlines()[0] == mine.text.splitlines()[0]
     known, have = commands_of(theirs.text), commands_of(mine.text)
     assert list(have) == sorted(have)
-    assert mine.text.count("(not in Envoy)") == 2 and have.pop("/connections") and have.pop("/dns")
+    assert mine.text.count("(not in Envoy)") == 3
+    assert have.pop("/connections") and have.pop("/dns") and have.pop("/limits")
     assert set(have) <= set(known)
     for path, parameters in have.items():
         # Envoy takes these as well without listing them.

@@ -12,7 +12,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext
 from fakes import FakeServer
 
-from proxy.admin import config_dump, control, home, info, messages, patterns, redact, stats
+from proxy.admin import config_dump, control, home, info, limits, messages, patterns, redact, runtime, stats
 from proxy.admin.commands import COMMANDS, help_text
 from proxy.admin.console import Console
 from proxy.admin.status import address_document
@@ -105,7 +105,8 @@ def test_reset_counters_keeps_what_was_used() -> None:
         return first.body, second.body
 
     before, after = asyncio.run(play())
-    own = "listener_manager.listener_added: 0\nlistener_manager.listener_create_success: 0\n"
+    own = ("listener_manager.listener_added: 0\nlistener_manager.listener_create_success: 0\n"
+           "runtime.load_success: 0\nruntime.override_dir_not_exists: 0\n")
     assert before == "a.total: 0\nc.change: 0\n" + own
     assert after == "a.total: 0\nb.total: 1\nc.change: 1\n" + own
 
@@ -144,13 +145,70 @@ def test_statistics_as_a_page() -> None:
 # --- the others ---
 
 
+LAYERS = {"layered_runtime": {"layers": [
+    {"name": "one", "static_layer": {"a": {"b": 3.0, "c": True}, "d": "x"}},
+    {"name": "two", "static_layer": {"a.b": "4"}}, {"name": "admin", "admin_layer": {}}]}}
+
+
 def test_runtime_layers() -> None:
-    document = info.runtime_document([
-        ("one", dict(info.flatten({"a": {"b": 3.0, "c": True}, "d": "x"}))), ("two", {"a.b": "4"}), ("admin", {})])
+    document = json.loads(ask(FakeServer(LAYERS), runtime.handle_runtime, "/runtime").body)
     assert document == {"layers": ["one", "two", "admin"], "entries": {
         "a.b": {"layer_values": ["3", "4", ""], "final_value": "4"},
         "a.c": {"layer_values": ["true", "", ""], "final_value": "true"},
         "d": {"layer_values": ["x", "", ""], "final_value": "x"}}}
+
+
+@pytest.mark.parametrize(("query", "status", "said"), [
+    ("", 400, runtime.USAGE),
+    ("a.b=5&x=1&x=2", 200, "OK\n"),
+    ("tracing.client_enabled=1", 400, "tracing.client_enabled: is looked up when the configuration is loaded; "
+                                      "changing it at run time is not supported yet\n"),
+    ("circuit_breakers.a.default.max_requests=1", 400,
+     "circuit_breakers.a.default.max_requests: circuit breakers from the runtime are not supported yet; "
+     "set circuit_breakers\n"),
+    ("x=" + "y" * 5000, 400, "x: at most 4096 characters are expected in a key or a value\n"),
+    ("&".join(f"k{n}=1" for n in range(100)), 400, "at most 99 keys can be changed at once\n"),
+])
+def test_overrides(query: str, status: int, said: str) -> None:
+    server = FakeServer(LAYERS)
+    before = server.runtime.layers.values()
+    assert ask(server, runtime.handle_runtime_modify, f"/runtime_modify?{query}") == messages.Response(status, said)
+    after = server.runtime.layers.values()
+    assert after == ({**before, "a.b": "5", "x": "1"} if status == 200 else before)
+
+
+def test_an_override_that_a_worker_has_not_confirmed() -> None:
+    server = FakeServer(LAYERS)
+    server.late = [1]
+    answer = ask(server, runtime.handle_runtime_modify, "/runtime_modify?a=1")
+    assert (answer.status, answer.body) == (503, "written, but not yet in force: no answer from worker 1\n")
+
+
+def test_limits() -> None:
+    server = FakeServer({
+        "static_resources": {"listeners": [
+            {"name": "main", "address": {"socket_address": {"address": "1.2.3.4", "port_value": 1}}}]},
+        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]}})
+    assert ask(server, limits.handle_limits, "/limits").body == "no limits\n"
+    for change in ("overload.global_downstream_max_connections=7",
+                   "envoy.resource_limits.listener.main.connection_limit=5",
+                   "envoy.resource_limits.listener.main.connection_limit="):
+        ask(server, runtime.handle_runtime_modify, f"/runtime_modify?{change}")
+    pool = server.runtime.pools.pool("global")
+    pool.attach(1, True)
+    assert [pool.take() for _ in range(9)].count(True) == 7
+    pool.release()
+    server.holders = limits.merge([{"global": [("10.0.0.1", 2), ("10.0.0.2", 1)]}, {"global": [("10.0.0.2", 3)]}])
+    assert ask(server, limits.handle_limits, "/limits").body == (
+        "global: limit 7 by overload.global_downstream_max_connections, in use 6, highest 7, refused 2\n"
+        "  10.0.0.2 4\n  10.0.0.1 2\n"
+        "listener main: no limit any more, in use 0, highest 0, refused 0\n")
+    rows = json.loads(ask(server, limits.handle_limits, "/limits?format=json").body)["limits"]
+    assert rows[0] == {
+        "kind": "global", "name": "", "source": "overload.global_downstream_max_connections", "limit": 7, "in_use": 6,
+        "highest": 7, "refused": 2,
+        "clients": [{"address": "10.0.0.2", "connections": 4}, {"address": "10.0.0.1", "connections": 2}]}
+    assert ask(server, limits.handle_limits, "/limits?format=xml").status == 400
 
 
 def test_what_the_start_waits_for() -> None:

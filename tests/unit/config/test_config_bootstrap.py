@@ -1,11 +1,11 @@
-"""Bootstrap, admin, runtime, statistics, overload manager."""
+"""Bootstrap, admin, runtime, statistics."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from config_cases import EVERYTHING, EXTENSIONS, MANAGER, SHARED, Case, Json, Options, errors, load
+from config_cases import EVERYTHING, MANAGER, SHARED, Case, Json, Options, errors, load
 from fingerprints import fingerprint
 
 from proxy.config import model
@@ -83,8 +83,7 @@ def test_keys_without_effect_pass_silently(layer: Json) -> None:
 
 
 @pytest.mark.parametrize(("layer", "message"), [
-    ({"overload.global_downstream_max_connections": 1000}, "connection limits are not supported yet"),
-    ({"envoy.resource_limits.listener.l1.connection_limit": 5}, "connection limits are not supported yet"),
+    ({"overload.something_else": 1000}, "this setting from the runtime is not supported yet"),
     ({"envoy.reloadable_features.strict_chunk_parsing": True},
      "this feature flag is not supported yet; supported: false"),
     ({"upstream.use_retry": 0}, "upstream settings from the runtime are not supported yet"),
@@ -100,6 +99,9 @@ def test_keys_with_visible_effect_are_refused(layer: Json, message: str) -> None
 def test_layers() -> None:
     twice = {"layered_runtime": {"layers": [{"name": "a", "static_layer": {}}, {"name": "a", "admin_layer": {}}]}}
     assert errors(twice) == {"layered_runtime.layers": "Duplicate layer name: a"}
+    admins = {"layered_runtime": {"layers": [{"name": "a", "admin_layer": {}}, {"name": "b", "admin_layer": {}}]}}
+    assert errors(admins) == {
+        "layered_runtime.layers": "Too many admin layers specified in LayeredRuntime, at most one may be specified"}
     disk = {"layered_runtime": {"layers": [{"name": "a", "disk_layer": {"symlink_root": "/x"}}]}}
     assert "supported: static_layer, admin_layer" in errors(disk)["layered_runtime.layers[0].disk_layer"]
     assert "is required" in errors({"layered_runtime": {"layers": [{"name": "a"}]}})["layered_runtime.layers[0]"]
@@ -132,35 +134,6 @@ def test_the_size_of_regex_programs_comes_from_the_runtime() -> None:
     assert "RE2 program size of 699 > max program size of 100" in case.errors()[at]
     case.document |= runtime({"re2.max_program_size.error_level": "32768"})
     case.load()
-
-
-# --- overload manager -------------------------------------------------------------------------------------------------
-
-
-def limit(connections: object) -> Json:
-    return {"overload_manager": {"resource_monitors": [{
-        "name": "envoy.resource_monitors.global_downstream_max_connections",
-        "typed_config": {
-            "@type": f"{EXTENSIONS}.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-            "max_active_downstream_connections": connections}}]}}
-
-
-def test_an_unlimited_number_of_connections_is_no_limit() -> None:
-    assert load(limit("2147483647")).bootstrap == load({}).bootstrap
-    at = "overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections"
-    assert "connection limits are not supported yet" in errors(limit(1000))[at]
-    assert errors(limit(0)) == {at: "value must be greater than 0"}
-
-
-def test_other_monitors_and_actions_are_refused() -> None:
-    document = limit(2147483647)
-    document["overload_manager"]["actions"] = [{"name": "x"}]
-    assert errors(document) == {"overload_manager.actions": "is not supported yet"}
-    document = limit(1)
-    document["overload_manager"]["resource_monitors"][0]["typed_config"] = {
-        "@type": f"{EXTENSIONS}.resource_monitors.fixed_heap.v3.FixedHeapConfig", "max_heap_size_bytes": 1}
-    (message,) = errors(document).values()
-    assert "FixedHeapConfig is not supported yet; supported resource monitors: " in message
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------

@@ -170,6 +170,42 @@ def test_a_terminal_filter_must_be_last() -> None:
     assert "must be the last filter in a network filter chain" in case.errors()[f"{CHAIN}.filters[0]"]
 
 
+def limit(**fields: Any) -> Json:
+    return {"name": "limit", "typed_config": {
+        "@type": f"{EXTENSIONS}.filters.network.connection_limit.v3.ConnectionLimit", "stat_prefix": "x",
+        "max_connections": 3, **fields}}
+
+
+def test_connection_limits_in_front() -> None:
+    case = Case()
+    case.chain["filters"] = [
+        limit(), limit(delay="1.5s", runtime_enabled={"default_value": False, "runtime_key": "k"}), tcp_proxy()]
+    loaded = case.load()
+    chain = loaded.bootstrap.listeners[0].filter_chains[0]
+    assert chain.connection_limits == (
+        model.ConnectionLimit(f"{CHAIN}.filters[0].typed_config", "x", 3),
+        model.ConnectionLimit(f"{CHAIN}.filters[1].typed_config", "x", 3, 1.5, "k", False))
+    assert isinstance(chain.network_filter, TcpProxy)
+    case.document["layered_runtime"] = {"layers": [{"name": "a", "static_layer": {"k": True, "other": 1}}]}
+    assert [warning for warning in case.load().warnings if "runtime key is not known" in warning] == [
+        "layered_runtime.layers[0].static_layer[other]: this runtime key is not known and has no effect"]
+
+
+@pytest.mark.parametrize(("filters", "place", "message"), [
+    ([limit()], f"{CHAIN}.filters[0]",
+     "Error: non-terminal filter named limit of type envoy.filters.network.connection_limit is the last filter"),
+    ([tcp_proxy(), limit()], f"{CHAIN}.filters[0]", "must be the last filter in a network filter chain"),
+    ([limit(max_connections=0), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.max_connections",
+     "value must be greater than or equal to 1"),
+    ([limit(delay="-1s"), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.delay", "Expected positive duration"),
+    ([limit(stat_prefix=""), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.stat_prefix", "at least 1"),
+])
+def test_bad_connection_limits(filters: list[Json], place: str, message: str) -> None:
+    case = Case()
+    case.chain["filters"] = filters
+    assert message in case.errors()[place]
+
+
 def test_other_network_filters_are_refused() -> None:
     case = Case()
     case.chain["filters"].insert(0, {"name": "rbac", "typed_config": {

@@ -17,6 +17,7 @@ import pytest
 from proxy.access_log.format import compile_format
 from proxy.config import model
 from proxy.config.model import SocketAddress
+from proxy.config.overload_model import OverloadManager
 from proxy.context import Context
 from proxy.http import stream as stream_module
 from proxy.http.filters import ROUTER
@@ -297,12 +298,15 @@ class Listener:
         self.stat_prefix = "listener.l"
         self.draining = False
         self.open: list[Connection] = []
+        self.connections: dict[Connection, ServerConnection] = {}
+        """As the real listener has them; only those that are open."""
 
     def drain_close(self) -> bool:
         return self.draining
 
     def connection_closed(self, connection: Connection, now: float) -> None:
         self.open.remove(connection)
+        self.connections.pop(connection, None)
 
 
 class LogFiles:
@@ -363,7 +367,7 @@ class World:
     """One worker with one connection manager."""
 
     def __init__(self, config: model.HttpConnectionManager | None = None, *clusters: model.Cluster,
-                 **listener: Any) -> None:
+                 overload: OverloadManager | None = None, **listener: Any) -> None:
         self.loop = Loop()
         self.loop.connect = self._connect
         self.log: list[bytes] = []
@@ -377,7 +381,7 @@ class World:
         self.hold = False
         self.refuse = False
         bootstrap = model.Bootstrap(node=model.Node(), admin=model.Admin(), listeners=(),
-                                    clusters=clusters or (cluster(),))
+                                    clusters=clusters or (cluster(),), overload=overload)
         self.context = Context(self.loop, bootstrap, Options(), self.log_files)  # type: ignore[arg-type]
         ClusterManager(self.context)
         self.listener = Listener(self, **listener)
@@ -403,7 +407,9 @@ class World:
             connection.local, connection.restored = local, True
         self.listener.open.append(connection)
         peer = Peer(self, f"client {self._ids}", ("127.0.0.1", 10000))
-        peer.attach(ServerConnection(self.manager, connection))
+        protocol = self.manager.protocol(connection)
+        self.listener.connections[connection] = protocol
+        peer.attach(protocol)
         return peer
 
     def _connect(self, factory: Callable[[], Any], host: str, port: int, local_addr: Any) -> Gate:

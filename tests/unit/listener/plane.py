@@ -15,6 +15,7 @@ import uvloop
 
 from proxy.config import model
 from proxy.config.model import SocketAddress
+from proxy.config.overload_model import OverloadManager
 from proxy.dataplane import DataPlane
 from proxy.options import Options
 
@@ -181,7 +182,8 @@ class Plane:
 
 @asynccontextmanager
 async def plane(folder: Path, listeners: list[model.Listener], clusters: list[model.Cluster],
-                options: Options | None = None, log_listener: bool = False) -> AsyncIterator[Plane]:
+                options: Options | None = None, log_listener: bool = False,
+                overload: OverloadManager | None = None) -> AsyncIterator[Plane]:
     """A data plane whose tcp_proxy (or listeners) write an access log into the folder."""
     log = folder / "access.log"
     access_logs = (model.AccessLog(str(log), LOG_FORMAT),)
@@ -192,7 +194,7 @@ async def plane(folder: Path, listeners: list[model.Listener], clusters: list[mo
         return replace(chain, network_filter=replace(chain.network_filter, access_logs=access_logs))
 
     bootstrap = model.Bootstrap(
-        node=model.Node(), admin=model.Admin(), clusters=tuple(clusters),
+        node=model.Node(), admin=model.Admin(), clusters=tuple(clusters), overload=overload,
         listeners=tuple(replace(
             one, filter_chains=tuple(map(logging, one.filter_chains)),
             default_filter_chain=logging(one.default_filter_chain),

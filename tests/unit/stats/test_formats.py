@@ -102,7 +102,7 @@ def test_names_are_remembered() -> None:
 FACTS = ServerFacts(
     state=0, live=True, uptime=7, concurrency=2, version=0xABCDEF, restart_epoch=0, memory=Memory(1, 2, 3),
     unknown_fields=1, worker_restarts=0, workers_started=True, connections=4, listeners=3, listeners_created=6,
-    listeners_stopped=1, clusters=5, runtime_keys=2, runtime_layers=1)
+    listeners_stopped=1, clusters=5)
 
 
 def test_statistics_of_the_main_process() -> None:

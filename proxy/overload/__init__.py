@@ -1,0 +1,1 @@
+"""The overload manager: main watches resources, workers act (Envoy: OverloadManagerImpl)."""

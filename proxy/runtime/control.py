@@ -1,0 +1,64 @@
+"""The runtime together with the connection limits that follow from it, in the main process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from proxy import log
+from proxy.limits.pools import SPARE, Order, TooManyLimits
+from proxy.limits.rules import LEGACY_KEY, MONITOR, limits_of, make_pools, monitored_limit
+from proxy.runtime.layers import RuntimeLayers, RuntimeRefused
+
+if TYPE_CHECKING:
+    from proxy.config.model import Bootstrap
+
+Message = tuple[dict[str, object], Order]
+"""What a worker has to know: all values, and which limits there are."""
+
+_log = log.get("main")
+
+
+class RuntimeControl:
+    """Made before workers are forked, which inherit its pools."""
+
+    def __init__(self, bootstrap: Bootstrap, workers: int) -> None:
+        self._bootstrap = bootstrap
+        self.layers = RuntimeLayers(bootstrap)
+        self.pools = make_pools(bootstrap, workers, SPARE if self.layers.changeable else 0, self.layers.values())
+
+    def message(self) -> Message:
+        """The request "runtime" for workers."""
+        return self.layers.values(), self.pools.order()
+
+    def override(self, overrides: Mapping[str, str]) -> None:
+        """Change the admin layer; ``message`` has to go to every worker then.
+
+        Raises layers.NoAdminLayer or RuntimeRefused; nothing has changed then.
+        """
+        values = self.layers.proposed(overrides)
+        limits = limits_of(self._bootstrap, values)
+        try:
+            self.pools.put_in_force(limits)
+        except TooManyLimits as error:
+            raise RuntimeRefused(str(error)) from None
+        self.layers.override(overrides)
+        if LEGACY_KEY in overrides:
+            self.warn_of_legacy_key()
+
+    def warn(self) -> None:
+        """What Envoy says at the start about the limit of all connections."""
+        self.warn_of_legacy_key()
+        if monitored_limit(self._bootstrap) is None:
+            _log.warning("There is no configured limit to the number of allowed active downstream connections. "
+                         "Configure a limit in `%s` resource monitor.", MONITOR)
+
+    def warn_of_legacy_key(self) -> None:
+        """The runtime key still works, unless the resource monitor is there as well."""
+        if LEGACY_KEY not in self.layers.values():
+            return
+        _log.warning("Usage of the deprecated runtime key %s, consider switching to `%s` instead.This runtime key will "
+                     "be removed in future.", LEGACY_KEY, MONITOR)
+        if monitored_limit(self._bootstrap) is not None:
+            _log.warning("Global downstream connections limits is configured via deprecated runtime key %s and in %s. "
+                         "Using overload manager config.", LEGACY_KEY, MONITOR)

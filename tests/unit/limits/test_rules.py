@@ -1,0 +1,80 @@
+"""Which limits follow from a configuration and its runtime, and how values are read."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from proxy.config import model
+from proxy.config.overload_model import DownstreamConnections, OverloadManager
+from proxy.limits.pools import SPARE, Limit, Pools, TooManyLimits
+from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
+from proxy.runtime.values import boolean, integer
+
+ADDRESS = (model.SocketAddress("127.0.0.1", 1),)
+
+
+def bootstrap(*listeners: model.Listener, monitored: int | None = None) -> model.Bootstrap:
+    overload = None if monitored is None else OverloadManager(((MONITOR, DownstreamConnections(monitored)),))
+    return model.Bootstrap(model.Node(), model.Admin(), listeners, (), overload=overload)
+
+
+def listener(name: str, **settings: bool) -> model.Listener:
+    return model.Listener(name, ADDRESS, (), **settings)  # type: ignore[arg-type]
+
+
+def test_all_kinds() -> None:
+    chain = model.FilterChain("", model.FilterChainMatch(), model.TcpProxy("t"),
+                              (model.ConnectionLimit("id", "prefix", 4),))
+    one = model.Listener("one", ADDRESS, (chain,), default_filter_chain=chain)
+    key = "envoy.resource_limits.listener.one.connection_limit"
+    assert limits_of(bootstrap(one, listener("two")), {LEGACY_KEY: "3", key: 2.0}) == [
+        Limit("global", 3, "global", "", LEGACY_KEY), Limit("listener/one", 2, "listener", "one", key),
+        *[Limit("id", 4, "filter", "prefix", "id.max_connections")] * 2]
+
+
+def test_the_monitor_goes_before_the_runtime_key() -> None:
+    assert limits_of(bootstrap(monitored=9), {LEGACY_KEY: 3}) == [Limit("global", 9, "global", "", MONITOR)]
+
+
+def test_who_is_exempt() -> None:
+    assert [exempt(listener("x", **settings)) for settings in (
+        {}, {"ignore_global_conn_limit": True}, {"bypass_overload_manager": True})] == [False, True, True]
+
+
+@pytest.mark.parametrize(("value", "read"), [
+    (3, 3), (3.9, 3), ("3", 3), (" 3 ", 3), ("+3", 3), ("03", 3), ("0x1F", 31), ("1e1", 10), ("2.5", 2), (".5", 0),
+    ("0", 0), (-1, None), ("-1", None), ("-0", 0), ("", None), ("abc", None), (True, None), ("true", None),
+    (float("nan"), None), ("nan", None), ("inf", None), (2.0**70, None), ("9" * 30, None), ("1_0", None), ("٣", None),
+    ({"numerator": 1}, None), (None, None)])
+def test_integers(value: object, read: int | None) -> None:
+    assert integer(value) == read
+
+
+@pytest.mark.parametrize(("value", "read"), [
+    (True, True), (False, False), ("true", True), ("FALSE", False), ("yes", None), (1, None), (None, None)])
+def test_booleans(value: object, read: bool | None) -> None:
+    for default in (True, False):
+        assert boolean(value, default) is (default if read is None else read)
+
+
+def test_limits_that_cannot_bind_cost_no_tokens() -> None:
+    pools = make_pools(bootstrap(monitored=2**31 - 1), 2)
+    assert pools.order() == [("global", 0, False)] and pools.pool("global").issued == 0
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pools.put_in_force([pools.limits["global"]._replace(value=2 * most - 1)])
+    assert pools.order() == [("global", 0, True)]
+    for pool in pools.all:
+        pool.close()
+
+
+def test_limits_that_the_runtime_adds_are_bounded() -> None:
+    pools = Pools(1, ["global"], SPARE)
+    more = [Limit(f"listener/{n}", 1, "listener", str(n), f"key {n}") for n in range(SPARE + 1)]
+    pools.put_in_force(more[:-1])
+    with pytest.raises(TooManyLimits, match=f"key {SPARE}: at most {SPARE} limits can be added"):
+        pools.put_in_force([more[-1]])
+    assert len(pools.order()) == SPARE
+    pools.put_in_force(more[:1])
+    assert [limit.value for limit in pools.limits.values()] == [1] + [None] * (SPARE - 1)
