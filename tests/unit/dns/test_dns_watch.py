@@ -175,6 +175,14 @@ def test_what_is_no_such_file(tmp_path: Path, kind: str) -> None:
         assert watch.read(OLD) == b"x"
 
 
+def test_what_is_too_large_is_not_read_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_text("x" * 101)
+    monkeypatch.setattr(module, "open", None, raising=False)
+    with pytest.raises(OSError, match="it has more than 100 bytes"):
+        FileWatch(str(path), 100).read(OLD)
+
+
 def test_warnings_are_bounded(world: World) -> None:
     world.write(world.resolv_path, "".join(f"nonsense{n} x\n" for n in range(20)) + "nameserver 10.0.0.10\n")
     world.watch.start()
