@@ -13,7 +13,7 @@ from agent.settings import AgentSettings
 
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLV_CONF_BEHIND_US = "/var/lib/istio/resolv.conf"
-"""Where virtual machines keep the servers when their own resolv.conf names us, on port 53 (Istio: NewLocalDNSServer)."""
+"""Where a virtual machine has the servers when its own resolv.conf names us, on port 53 (Istio: NewLocalDNSServer)."""
 NAME_TABLE = "name-table.json"
 """In the configuration directory, where DNS_NAME_TABLE names no other file."""
 DEFAULT_ADDRESS = "localhost:15053"
