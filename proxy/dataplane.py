@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.access_log.file import FilesystemStats, LogFiles
 from proxy.context import Context
-from proxy.dns.server import DnsServer
 from proxy.listener.accept import BindError
 from proxy.listener.manager import ListenerManager
 from proxy.tcp.tcp_proxy import TcpProxy
@@ -17,6 +16,7 @@ from proxy.upstream.manager import ClusterManager
 
 if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, SocketAddress
+    from proxy.dns.server import DnsServer
     from proxy.listener.connection import Connection
     from proxy.listener.filter_chain import ClosableProtocol
     from proxy.options import Options
@@ -41,7 +41,11 @@ class DataPlane:
         self.log_files.stats = self.context.registry.group(FilesystemStats, "filesystem")
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
-        self.dns = DnsServer(self.context, options.dns) if options.dns.enabled else None
+        self.dns: DnsServer | None = None
+        if options.dns.enabled:
+            from proxy.dns.server import DnsServer  # a megabyte that most processes can do without
+
+            self.dns = DnsServer(self.context, options.dns)
 
     def bind(self) -> None:
         """Bind every listening address. Raises BindError with Envoy's text."""

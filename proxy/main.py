@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxy import log
 from proxy.access_log.file import LogFileError, LogFiles
@@ -17,7 +17,6 @@ from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
 from proxy.dns.stats import PREFIX, NameTableStats
-from proxy.dns.watch import DnsWatch
 from proxy.options import Options
 from proxy.overrides import with_command_line
 from proxy.stats.groups import Snapshot
@@ -25,6 +24,9 @@ from proxy.stats.histogram import HistogramStore
 from proxy.stats.merge import merge
 from proxy.worker import log_loop_error
 from proxy.workers import StartError, Workers
+
+if TYPE_CHECKING:
+    from proxy.dns.watch import DnsWatch
 
 _log = log.get("main")
 
@@ -139,6 +141,10 @@ class Server:
         _write_file("--base-id-path", options.base_id_path, str(options.base_id))
         self._stage = "INITIALIZING"
         if options.dns.enabled:
+            # Only where it is wanted, but before the fork, so that workers share the pages.
+            import proxy.dns.server  # noqa: F401
+            from proxy.dns.watch import DnsWatch
+
             self._dns = DnsWatch(self.loop, options.dns, self._dns_stats, self._tell_workers, time.time)
             self._dns.start()
         await self._workers.start()

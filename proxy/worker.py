@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
@@ -21,9 +21,11 @@ from proxy import log
 from proxy.access_log.file import LogFileError
 from proxy.config.model import Bootstrap
 from proxy.dataplane import BindError, DataPlane
-from proxy.dns.server import DnsServer
 from proxy.ipc import Channel, Refusal
 from proxy.options import Options
+
+if TYPE_CHECKING:
+    from proxy.dns.server import DnsServer
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Python's own (700, 10, 10) looks for garbage several hundred times a second under load, and there is hardly any."""

@@ -9,10 +9,12 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.config.model import SocketAddress
 from proxy.dns.message import MessageError, name_to_wire
+
+if TYPE_CHECKING:
+    from proxy.config.model import SocketAddress
 
 LOOPBACK = ("127.0.0.1", "::1")
 MAX_LISTEN = 16
@@ -81,6 +83,8 @@ def parse_listen(text: str) -> tuple[Listen, ...]:
 
 
 def _listen(text: str) -> list[Listen]:
+    from proxy.config.model import SocketAddress  # the command line of a proxy without DNS needs no model
+
     host, colon, port_text = text.rpartition(":")
     expected = "expected a port, localhost:port or an IP address and a port such as 127.0.0.1:15053 or [::1]:15053"
     if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 0 < int(port_text) <= 65535):

@@ -21,6 +21,8 @@ class DnsStats(StatGroup):
     """Answered from the name table."""
     malformed_total: Counter
     """Messages that were no question: refused or dropped."""
+    dropped_total: Counter
+    """Queries over UDP that got no answer, because too many others waited for theirs."""
     truncated_total: Counter
     """Replies that did not fit and went out with TC."""
     send_failed_total: Counter

@@ -1,4 +1,8 @@
-"""DNS over UDP: one socket, read by the loop's reader, not by a datagram transport: no callback a datagram."""
+"""DNS over UDP: one socket, read by the loop's reader, not by a datagram transport: no callback a datagram.
+
+What the memos know is answered as it is read. The rest waits for its turn, one query a client (address and port) after
+the other, so that a client that floods us with names that nobody knows takes time from itself only.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from struct import pack
 from typing import Any
 
 from proxy.config.model import SocketAddress
+from proxy.dns.fair_queue import FairQueue
 from proxy.dns.query import Address
 from proxy.dns.service import DnsService, log
 from proxy.dns.udp_batch import BATCH, DATAGRAM, BatchReader
@@ -16,6 +21,11 @@ from proxy.listener.accept import BindError, keep_to_loopback
 
 RECEIVE_BUFFER = 4 << 20
 """Bytes asked of the kernel (net.core.rmem_max bounds it), so that bursts wait and are not lost."""
+
+MAX_WAITING = 1024
+"""Queries that wait; beyond it the client with most of them loses its oldest."""
+SLICE = 16
+"""Queries answered before the socket, and all else in this worker, have their turn again."""
 
 _WILDCARDS = ("0.0.0.0", "::")
 _IP_PKTINFO = 8
@@ -27,6 +37,16 @@ def is_loopback(host: str) -> bool:
     return host == "::1" or host.startswith("127.")
 
 
+class _Waiting:
+    """A query that waits."""
+
+    __slots__ = ("client", "packet")
+
+    def __init__(self, packet: bytes, client: Address) -> None:
+        self.packet = packet
+        self.client = client
+
+
 class UdpListener:
     """One address. Raises BindError from ``bind``."""
 
@@ -36,6 +56,8 @@ class UdpListener:
         self._service = service
         self._stats = service.stats
         self._sock: socket.socket | None = None
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+        self._working = False
         self._send: Callable[[bytes, Any], Any] = _closed
         self._readable: Callable[[], None] = _closed
 
@@ -84,7 +106,32 @@ class UdpListener:
 
     def _answer(self, packet: bytes, client: Address) -> None:
         """A query that the memos do not know."""
-        self._respond(self._service.answer(packet, False, client, self._respond), client)
+        waiting = self._waiting
+        waiting.push(client[:2], _Waiting(packet, client))
+        if len(waiting) > MAX_WAITING and (found := waiting.longest()) is not None:
+            waiting.remove(*found)
+            stats = self._stats
+            stats.dropped_total += 1
+            stats.requests_total += 1
+            stats.requests_udp += 1
+            if log.debug_on:
+                log.debug("a query of %s is dropped: %d wait already", found[0], MAX_WAITING)
+        if not self._working:
+            self._working = True
+            self._loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        """Answer some of those that wait."""
+        self._working = False
+        waiting, answer, respond = self._waiting, self._service.answer, self._respond
+        for _ in range(SLICE):
+            one = waiting.pop(_whoever)
+            if one is None or self._sock is None:
+                return
+            respond(answer(one.packet, False, one.client, respond), one.client)
+        if waiting:
+            self._working = True
+            self._loop.call_soon(self._work)
 
     def _answer_wildcard(self, packet: bytes, client: Address) -> None:
         rest = self._service.remembered(packet[2:])
@@ -105,6 +152,10 @@ class UdpListener:
         self._stats.send_failed_total += 1
         if log.debug_on:
             log.debug("cannot send a reply to %s: %s", client, error.strerror)
+
+
+def _whoever(_client: object) -> bool:
+    return True
 
 
 def _closed(*_: object) -> Any:

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from struct import Struct, unpack_from
 from typing import Any, Literal
 
+from proxy.dns.message import OUR_UDP
 from proxy.dns.query import Address
 from proxy.dns.service import MAX_REMEMBERED, DnsService, log
 
 BATCH = 32
 """Datagrams at once: more would save little, and a reply waits for all of its batch."""
-DATAGRAM = 2048
+DATAGRAM = OUR_UDP
 """Bytes of a query that are taken; one that is longer is cut and then refused as damaged."""
+_STRIDE = DATAGRAM + 64
+"""From one query to the next in memory: no power of two, so that they do not share the cache's lines."""
 
 class _Vector(ctypes.Structure):
     """struct iovec."""
@@ -67,7 +70,7 @@ class BatchReader:
         self._answer_one = answer_one
         self._send_failed = send_failed
         self._address_size = 28 if sock.family == socket.AF_INET6 else 16  # sockaddr_in6, sockaddr_in
-        self._data = bytearray(BATCH * DATAGRAM)
+        self._data = bytearray(BATCH * _STRIDE)
         self._addresses = bytearray(BATCH * self._address_size)
         data = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses))
@@ -75,8 +78,8 @@ class BatchReader:
         # Of a reply the id stands in the query's buffer, the rest in the memo.
         into, parts = (_Vector * BATCH)(), (_Vector * (2 * BATCH))()
         for at in range(BATCH):
-            into[at] = _Vector(data + at * DATAGRAM, DATAGRAM)
-            parts[2 * at] = _Vector(data + at * DATAGRAM, 2)
+            into[at] = _Vector(data + at * _STRIDE, DATAGRAM)
+            parts[2 * at] = _Vector(data + at * _STRIDE, 2)
             address = addresses + at * self._address_size
             received[at].header = _Header(address, self._address_size, ctypes.addressof(into[at]), 1)
             sent[at].header = _Header(address, self._address_size, ctypes.addressof(parts[2 * at]), 2)
@@ -88,7 +91,7 @@ class BatchReader:
         width, size = ctypes.sizeof(_Message) // 4, _Message.size.offset // 4
         # For each datagram: its number, where its size stands, where its key begins, where the reply's address and size
         # go.
-        self._slots = [(at, at * width + size, at * DATAGRAM + 2, 4 * at + 2, 4 * at + 3) for at in range(BATCH)]
+        self._slots = [(at, at * width + size, at * _STRIDE + 2, 4 * at + 2, 4 * at + 3) for at in range(BATCH)]
 
     def readable(self) -> None:
         """One batch."""
@@ -133,7 +136,7 @@ class BatchReader:
                         self._send(begin, end)
                     begin = end + 1
         for at in others:
-            begin = at * DATAGRAM
+            begin = at * _STRIDE
             size = sizes[self._slots[at][1]]
             self._answer_one(bytes(data[begin:begin + size]), self._address(at))
 

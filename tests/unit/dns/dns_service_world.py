@@ -87,7 +87,7 @@ def packet_of(query: Query) -> bytes:
 
 def packet(name: str, kind: str = "A", number: int = 7, **how: Any) -> bytes:
     """A query on the wire."""
-    return dns.message.make_query(name, kind, id=number, **how).to_wire()
+    return dns.message.make_query(name, kind, id=number, **how).to_wire(max_size=65535)
 
 
 class World:

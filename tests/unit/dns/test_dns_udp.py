@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -9,12 +10,14 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
+import dns.edns
 import dns.message
 import pytest
 from dns_service_world import TABLE, debug_log, packet, reply_to
 from dns_sockets import context, run, serving, until
 
 from proxy.config.model import SocketAddress
+from proxy.dns import udp as module
 from proxy.dns import udp_batch
 from proxy.dns.message import name_to_wire
 from proxy.dns.server import DnsServer
@@ -90,6 +93,19 @@ def test_more_than_a_batch_at_once() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_queries_as_large_as_we_say_we_take(host: str) -> None:
+    async def scenario() -> None:
+        async with serving(host) as dns_server:
+            client = dns_server.udp(host, "127.0.0.1")
+            room = udp_batch.DATAGRAM - len(packet("web.ns1", use_edns=0)) - 4
+            for padding, code in ((room, 0), (room + 1, 1)):
+                query = packet("web.ns1", use_edns=0, options=[dns.edns.GenericOption(12, bytes(padding))])
+                assert dns.message.from_wire(await dns_server.ask(client, query)).rcode() == code
+            assert dns.message.from_wire(await dns_server.ask(client, packet("web.ns1", use_edns=0))).payload == 4096
+    run(scenario())
+
+
 def test_a_wildcard_address_answers_from_the_address_that_was_asked() -> None:
     async def scenario() -> None:
         async with serving("0.0.0.0") as dns_server:
@@ -123,7 +139,49 @@ def test_a_reply_that_the_kernel_refuses_is_counted_and_the_others_are_sent(monk
             dns_server.forwarder.known[name_to_wire("x.example")] = reply_to
             query = packet("x.example")
             dns_server.server._sockets[0]._answer(query, ("127.0.0.1", 0))  # nobody has port 0
-            assert dns_server.stats.send_failed_total == 2
+            await until(lambda: dns_server.stats.send_failed_total == 2)
+    run(scenario())
+
+
+def test_a_flood_takes_time_from_its_client_only() -> None:
+    """Queries that no memo knows are answered in turn for each client; whoever has too many waiting loses some."""
+    async def scenario() -> None:
+        async with serving() as dns_server:
+            listener = dns_server.server._sockets[0]
+            flood, other, third = ("127.0.0.1", 1001), ("127.0.0.1", 1002), ("127.0.0.1", 1003)
+            more = 100
+            for n in range(module.MAX_WAITING + more):
+                listener._answer(packet(f"x{n}.example", number=n), flood)
+            listener._answer(packet("y.example", number=1), other)
+            listener._answer(packet("z.example", number=1), third)
+            assert len(listener._waiting) == module.MAX_WAITING
+            asked = dns_server.forwarder.asked
+            await until(lambda: len(asked) == module.MAX_WAITING)
+            order = [query.client for query, _ in asked]
+            assert order[:3] == [flood, other, third] and set(order[3:]) == {flood}
+            kept = [query.id for query, _ in asked if query.client == flood]
+            assert kept == list(range(more + 2, module.MAX_WAITING + more)), "the oldest are lost"
+            assert dns_server.stats.dropped_total == more + 2
+            assert dns_server.stats.requests_total == module.MAX_WAITING + more + 2
+            # what a memo knows does not wait at all
+            client = dns_server.udp()
+            await dns_server.ask(client, packet("web.ns1"))
+            for n in range(200):
+                listener._answer(packet(f"v{n}.example"), flood)
+            before = len(asked)
+            assert await dns_server.ask(client, packet("web.ns1"))
+            assert len(asked) - before < 200
+    run(scenario())
+
+
+def test_nobody_waits_for_a_closed_socket() -> None:
+    async def scenario() -> None:
+        async with serving() as dns_server:
+            dns_server.server._sockets[0]._answer(packet("x.example"), ("127.0.0.1", 1001))
+            dns_server.server.close()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not dns_server.forwarder.asked
     run(scenario())
 
 
