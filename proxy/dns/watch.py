@@ -142,6 +142,10 @@ class DnsWatch:
             return
         if content is None:
             return
+        if not content.strip() and self._servers:
+            # In containers it cannot be replaced by renaming: it is emptied first, then written.
+            log.warning("'%s' is empty; the servers are %s", path, self._server_texts())
+            return
         found = resolv_conf.parse(content.decode("utf-8", "surrogateescape"), path)
         _warn(found.warnings)
         self._resolv = found
