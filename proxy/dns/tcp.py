@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.deadlines import Deadlines
 
 MAX_CONNECTIONS = 256
-"""Of one worker. One more takes the place of the one that has been idle for longest, if any is idle."""
+"""Of one worker. One more takes the place of the one that has been idle for longest, or else has waited for longest."""
 MAX_UNDER_WAY = 64
 """Queries of one connection that wait for their answers; no more is read until some are answered."""
 MAX_QUERY = 4096
@@ -122,13 +122,12 @@ class TcpListener:
     def _accepted(self, sock: socket.socket, peer: Address) -> None:
         connections, stats = self._connections, self._service.stats
         if len(connections) >= MAX_CONNECTIONS:
-            idlest = min((one for one in connections if one.idle), key=_deadline, default=None)
-            if idlest is None:
-                stats.tcp_connections_refused_total += 1
-                sock.close()
-                return
-            log.debug("%d connections: the one idle for longest is closed", len(connections))
-            idlest.close()
+            # Who holds them all, with questions that take long, must not keep others from answers that are known.
+            oldest = min(connections, key=_least_needed)
+            stats.tcp_connections_cut_total += not oldest.idle
+            log.debug("%d connections: the one without progress for longest is closed, idle ones first",
+                      len(connections))
+            oldest.close()
         sock.setblocking(False)
         connection = TcpConnection(self._loop, self._deadlines, sock, peer, self._service, connections,
                                    self._turns)
@@ -354,5 +353,5 @@ class TcpConnection:
                 self._loop.remove_writer(sock)
 
 
-def _deadline(connection: TcpConnection) -> float:
-    return connection.deadline
+def _least_needed(connection: TcpConnection) -> tuple[bool, float]:
+    return not connection.idle, connection.deadline
