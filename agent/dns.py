@@ -12,6 +12,8 @@ from agent.errors import ConfigError
 from agent.settings import AgentSettings
 
 RESOLV_CONF = "/etc/resolv.conf"
+RESOLV_CONF_BEHIND_US = "/var/lib/istio/resolv.conf"
+"""Where a virtual machine has the servers when its own resolv.conf names us, on port 53 (Istio: NewLocalDNSServer)."""
 NAME_TABLE = "name-table.json"
 """In the configuration directory, where DNS_NAME_TABLE names no other file."""
 DEFAULT_ADDRESS = "localhost:15053"
@@ -30,10 +32,9 @@ def environment(settings: AgentSettings, warnings: list[str], *, is_root: bool |
     if not is_served(settings):
         return {}
     dns = settings.dns
-    resolv_conf = dns.resolv_conf or RESOLV_CONF
-    listen = _addresses(
-        dns.address, _families(resolv_conf), os.geteuid() == 0 if is_root is None else is_root, warnings
-    )
+    is_root = os.geteuid() == 0 if is_root is None else is_root
+    resolv_conf = dns.resolv_conf or _resolv_conf(dns.address, is_root)
+    listen = _addresses(dns.address, _families(resolv_conf), is_root, warnings)
     made = {
         "DNS_LISTEN": ",".join(listen),
         "DNS_NAME_TABLE": dns.name_table or os.path.join(settings.config.config_path, NAME_TABLE),
@@ -48,6 +49,11 @@ def environment(settings: AgentSettings, warnings: list[str], *, is_root: bool |
         "DNS_SERVE_STALE": dns.serve_stale,
     }
     return {name: value for name, value in made.items() if value}
+
+
+def _resolv_conf(address: str, is_root: bool) -> str:
+    on_port_53 = is_root and address.endswith(f":{PRIVILEGED_PORT}")
+    return RESOLV_CONF_BEHIND_US if on_port_53 and os.path.exists(RESOLV_CONF_BEHIND_US) else RESOLV_CONF
 
 
 def _addresses(address: str, families: Sequence[int], is_root: bool, warnings: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from proxy.admin.console import Console
 from proxy.admin.messages import Request, Response, as_json, bad_request
 from proxy.dns.message import RCODE_MASK, MessageError, name_to_text, name_to_wire, rcode_text, type_number, type_text
+from proxy.dns.query import NOT_ANSWERED
 
 Explanation = Mapping[str, Any]
 """One worker's: dns.service.DnsService.explain."""
@@ -24,6 +25,8 @@ async def handle_dns(console: Console, request: Request) -> Response:
         wire, qtype = name_to_wire(name or "."), type_number(request.get("type") or "A")
     except MessageError as error:
         return bad_request(f"{error}\n{_USAGE}")
+    if qtype in NOT_ANSWERED:
+        return bad_request(f"type {type_text(qtype)} is no question that is answered here\n{_USAGE}")
     workers = await console.server.explain_name(wire, qtype)
     if workers is None:
         return Response(404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n")

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from asyncio import AbstractEventLoop
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.deadlines import NEVER, Deadlines
 from proxy.dns.message import QR
@@ -19,7 +19,13 @@ from proxy.dns.servers import Server
 from proxy.dns.stats import DnsStats
 from proxy.log import get
 
+if TYPE_CHECKING:
+    from proxy.dns.query import Query
+
 log = get("dns")
+
+Name = tuple[object, ...]
+"""Of a socket of ours: whether it is TCP, host, port."""
 
 UDP_SIZE = 4096
 """Bytes of a datagram that are read; we tell servers less."""
@@ -119,7 +125,7 @@ class Exchange:
         self.deadlines = deadlines
         self.stats = stats
         self._ids = RandomIds()
-        self._own: set[tuple[object, ...]] = set()
+        self._own: dict[Name, Attempt] = {}
         self._tcp: set[TcpConnection] = set()
         self._idle: dict[Server, list[TcpConnection]] = {}
 
@@ -127,16 +133,20 @@ class Exchange:
         """A random id for a query."""
         return self._ids.take()
 
-    def is_own(self, client: tuple[object, ...]) -> bool:
-        """Whether a client's address is that of one of our sockets, so that its query is ours, come back."""
-        return client[:2] in self._own
+    def is_own(self, query: Query) -> bool:
+        """Whether a client's query is one of ours, come back: from the address of one of our sockets, with its id and
+        question. The address does not tell alone: other sockets on this host may share a port with ours, when they
+        are TCP to other addresses.
+        """
+        attempt = self._own.get((query.tcp, *query.client[:2]))
+        return attempt is not None and attempt.id == query.id and attempt.question == query.key + query.question[-4:]
 
     def send(self, attempt: Attempt, packet: bytes) -> None:
         """Send a query; its owner is called later, never before this returns. Raises OSError."""
         if attempt.tcp:
             self._send_tcp(attempt, packet)
         else:
-            attempt.channel = UdpSocket(self, attempt, packet, self._own)
+            attempt.channel = UdpSocket(self, attempt, packet)
 
     def _send_tcp(self, attempt: Attempt, packet: bytes) -> None:
         framed = len(packet).to_bytes(2, "big") + packet
@@ -187,30 +197,29 @@ class Exchange:
 class UdpSocket:
     """A connected socket for one query. Raises OSError when the query cannot be sent."""
 
-    __slots__ = ("_attempt", "_exchange", "_name", "_own", "_sock")
+    __slots__ = ("_attempt", "_exchange", "_name", "_sock")
 
-    def __init__(self, exchange: Exchange, attempt: Attempt, packet: bytes, own: set[tuple[object, ...]]) -> None:
+    def __init__(self, exchange: Exchange, attempt: Attempt, packet: bytes) -> None:
         destination = attempt.server.destination()
         sock = socket.socket(attempt.server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             sock.connect(destination)
             sock.send(packet)
-            self._name: tuple[object, ...] = sock.getsockname()[:2]
+            self._name: Name = (False, *sock.getsockname()[:2])
         except OSError:
             sock.close()
             raise
         self._exchange = exchange
         self._attempt = attempt
         self._sock = sock
-        self._own = own
-        own.add(self._name)
+        exchange._own[self._name] = attempt
         exchange.loop.add_reader(sock.fileno(), self._readable)
 
     def cancel(self) -> None:
         """Close it."""
         sock = self._sock
         if sock.fileno() >= 0:
-            self._own.discard(self._name)
+            self._exchange._own.pop(self._name, None)
             self._exchange.loop.remove_reader(sock.fileno())
             sock.close()
 
@@ -265,12 +274,11 @@ class TcpConnection:
             code = self._sock.connect_ex(destination)
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))
-            self._name: tuple[object, ...] = self._sock.getsockname()[:2]
+            self._name: Name = (True, *self._sock.getsockname()[:2])
         except OSError:
             self._sock.close()
             raise
         self._fd = self._sock.fileno()
-        exchange._own.add(self._name)
 
     def ask(self, attempt: Attempt, framed: bytes) -> None:
         """Send a query with its length before it."""
@@ -278,6 +286,7 @@ class TcpConnection:
         self.deadline = NEVER
         self._exchange.deadlines.unwatch(self)
         self._query = self._out = framed
+        self._exchange._own[self._name] = attempt
         if not self._connected or not self._flush():
             self._writing = True
             self._exchange.loop.add_writer(self._fd, self._writable)
@@ -296,7 +305,7 @@ class TcpConnection:
         loop.remove_writer(self._fd)
         self._fd = -1
         self._sock.close()
-        self._exchange._own.discard(self._name)
+        self._exchange._own.pop(self._name, None)
         self._exchange.deadlines.unwatch(self)
         self._exchange.forget(self)
 

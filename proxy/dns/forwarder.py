@@ -108,7 +108,7 @@ class Forwarder:
             stats.upstream_failures_total += 1
             done(message.reply(query, SERVFAIL), "no servers in resolv.conf: SERVFAIL")
             return
-        if self.exchange.is_own(query.client):
+        if self.exchange.is_own(query):
             self._warn_of_loop(query, now)
             done(message.reply(query, REFUSED), "our own query to a server came back to us: REFUSED")
             return

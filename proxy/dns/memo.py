@@ -29,7 +29,9 @@ class Memo(dict[bytes, NextReply]):
         self.bytes = 0
 
     def keep(self, question: bytes, replies: list[bytes]) -> None:
-        """Remember whole replies to a query without its id; several are given in turn."""
+        """Remember whole replies to a query without its id; several are given in turn. What is there already stays."""
+        if question in self:
+            return  # the same query twice in one batch
         size = sum(map(len, replies)) + len(question)
         if len(self) >= MAX_QUERIES or self.bytes + size > MAX_BYTES:
             self.clear()
@@ -58,6 +60,8 @@ class FadingMemo(Memo):
         self._timer: TimerHandle | None = None
 
     def keep(self, question: bytes, replies: list[bytes]) -> None:
+        if question in self:
+            return
         super().keep(question, replies)
         self._spread = (self._spread + 1) % (STEPS // 2)
         self._steps[(self._now + STEPS // 2 + self._spread) % STEPS].append(question)

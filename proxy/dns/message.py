@@ -133,13 +133,6 @@ def labels(name: bytes) -> list[bytes]:
     return out
 
 
-def reverse_name(packed: bytes) -> bytes:
-    """The name under in-addr.arpa or ip6.arpa of an address of 4 or 16 bytes (RFC 1035 3.5, RFC 3596 2.5)."""
-    if len(packed) == 4:
-        return name_to_wire(".".join(str(byte) for byte in reversed(packed)) + ".in-addr.arpa")
-    return name_to_wire(".".join(reversed(packed.hex())) + ".ip6.arpa")
-
-
 def read_name(message: bytes, at: int) -> tuple[bytes, int]:
     """The name that begins at an offset, uncompressed, and the offset behind it. Raises MessageError.
 

@@ -25,10 +25,6 @@ _NOT_OURS = frozenset(("options", "sortlist"))
 _BLANK = " \t"
 
 
-class ResolvConfError(ValueError):
-    """A file that cannot be used at all; the text names it and says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class ResolvConf:
     """``servers`` in the file's order; ``search``: domains in lower case, without the dot at the end; ``warnings``:
@@ -37,15 +33,6 @@ class ResolvConf:
     servers: tuple[SocketAddress, ...] = ()
     search: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-def load(path: str) -> ResolvConf:
-    """Read a file. Raises OSError, and ResolvConfError when it is larger than 64 KiB."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ResolvConfError(f"{path}: more than {MAX_BYTES} bytes, which is no resolv.conf")
-    return parse(data.decode("utf-8", "surrogateescape"), path)
 
 
 def parse(text: str, path: str = "resolv.conf") -> ResolvConf:

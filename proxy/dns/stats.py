@@ -49,7 +49,8 @@ class DnsStats(StatGroup):
     """Queries refused because too many were under way, of this client or of all."""
     tcp_connections_total: Counter
     tcp_connections_active: Gauge
-    tcp_connections_refused_total: Counter
+    tcp_connections_cut_total: Counter
+    """Closed while they waited for answers, because there were too many."""
     tcp_idle_timeouts_total: Counter
     name_table_names: Level
     """Names that are answered here."""

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from proxy.config.errors import ConfigError, ConfigErrors
-from proxy.dns.message import MAX_LABEL, MAX_NAME, name_to_text, name_to_wire, parent
+from proxy.dns.message import MAX_LABEL, MAX_NAME, labels, name_to_text, name_to_wire, parent
 from proxy.dns.name_table import KUBERNETES, Host, NameTable, Notes
 
 MAX_SEARCH = 32
@@ -351,13 +351,13 @@ def _may_point(address: bytes, kubernetes: bool) -> bool:
 def address_of_reverse(key: bytes) -> bytes | None:
     """The packed address of a whole name under in-addr.arpa or ip6.arpa, None for another name."""
     if key.endswith(_IN_ADDR_ARPA):
-        labels = _front_labels(key, len(_IN_ADDR_ARPA))
-        if len(labels) != 4 or not all(label.isdigit() and len(label) <= 3 for label in labels):
+        octets = labels(key)[-3::-1]
+        if len(octets) != 4 or not all(label.isdigit() and len(label) <= 3 for label in octets):
             return None
-        numbers = [int(label) for label in reversed(labels)]
+        numbers = [int(label) for label in octets]
         # "01" is no decimal octet as reverse zones have it (RFC 1035 section 3.5)
         if any(number > 255 or (len(label) > 1 and label[0] == 0x30)
-               for number, label in zip(numbers, reversed(labels), strict=True)):
+               for number, label in zip(numbers, octets, strict=True)):
             return None
         return bytes(numbers)
     if key.endswith(_IP6_ARPA) and len(key) == 64 + len(_IP6_ARPA):
@@ -365,12 +365,3 @@ def address_of_reverse(key: bytes) -> bytes | None:
         if -1 not in nibbles:
             return bytes(high << 4 | low for high, low in zip(nibbles[::2], nibbles[1::2], strict=True))
     return None
-
-
-def _front_labels(key: bytes, behind: int) -> list[bytes]:
-    out = []
-    at = 0
-    while at < len(key) - behind:
-        out.append(key[at + 1:at + 1 + key[at]])
-        at += 1 + key[at]
-    return out

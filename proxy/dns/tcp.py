@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.deadlines import Deadlines
 
 MAX_CONNECTIONS = 256
-"""Of one worker. One more takes the place of the one that has been idle for longest, if any is idle."""
+"""Of one worker. One more takes the place of the one that has been idle for longest, or else has waited for longest."""
 MAX_UNDER_WAY = 64
 """Queries of one connection that wait for their answers; no more is read until some are answered."""
 MAX_QUERY = 4096
@@ -30,10 +30,59 @@ MAX_UNSENT = 64 * 1024
 """Bytes of replies that wait for the client to read; no more queries are taken until they are fewer."""
 MAX_UNSENT_AT_ALL = 1024 * 1024
 """The same with the answers that then still come: beyond it the connection is cut."""
+SLICE = 16
+"""Queries of all connections that are answered before all else in this worker has its turn again."""
+LARGE = 2048
+"""Bytes of a reply that count as one query more."""
 READ = 16 * 1024
 """Bytes taken at once."""
 IDLE = 10.0
 """Seconds in which a connection must complete a query or take some bytes of a reply (RFC 7766 section 6.2.3: a few)."""
+
+
+class Turns:
+    """Who may answer in this round of the loop. A client that sends much, over however many connections, must not keep
+    others waiting, least of all those of UDP: connections for which there is no time any more stand in a line.
+    """
+
+    __slots__ = ("_left", "_line", "_loop", "_next")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._left = SLICE
+        self._line: dict[TcpConnection, None] = {}
+        self._next = False
+        """The next round is on the loop's list."""
+
+    def may(self, connection: TcpConnection) -> bool:
+        """Whether it may answer a query now; otherwise it is called when it may."""
+        if self._left > 0:
+            return True
+        self._line[connection] = None
+        return False
+
+    def took(self, size: int) -> None:
+        """One answer, of so many bytes, was made."""
+        self._left -= 1 + size // LARGE
+        if not self._next:
+            self._next = True
+            self._loop.call_soon(self._round)
+
+    def waits(self, connection: TcpConnection) -> bool:
+        """Whether it stands in the line."""
+        return connection in self._line
+
+    def leave(self, connection: TcpConnection) -> None:
+        """It ends."""
+        self._line.pop(connection, None)
+
+    def _round(self) -> None:
+        self._left = SLICE
+        self._next = False
+        while self._line and self._left > 0:
+            connection = next(iter(self._line))
+            del self._line[connection]
+            connection.take()
 
 
 class TcpListener:
@@ -45,6 +94,7 @@ class TcpListener:
         self._deadlines = deadlines
         self._service = service
         self._connections = connections
+        self._turns = Turns(loop)
         self._listen = ListenSocket(loop, address, None, 0, self._accepted, loopback_only=is_loopback(address.host))
 
     @property
@@ -72,15 +122,15 @@ class TcpListener:
     def _accepted(self, sock: socket.socket, peer: Address) -> None:
         connections, stats = self._connections, self._service.stats
         if len(connections) >= MAX_CONNECTIONS:
-            idlest = min((one for one in connections if one.idle), key=_deadline, default=None)
-            if idlest is None:
-                stats.tcp_connections_refused_total += 1
-                sock.close()
-                return
-            log.debug("%d connections: the one idle for longest is closed", len(connections))
-            idlest.close()
+            # Who holds them all, with questions that take long, must not keep others from answers that are known.
+            oldest = min(connections, key=_least_needed)
+            stats.tcp_connections_cut_total += not oldest.idle
+            log.debug("%d connections: the one without progress for longest is closed, idle ones first",
+                      len(connections))
+            oldest.close()
         sock.setblocking(False)
-        connection = TcpConnection(self._loop, self._deadlines, sock, peer, self._service, connections)
+        connection = TcpConnection(self._loop, self._deadlines, sock, peer, self._service, connections,
+                                   self._turns)
         connections[connection] = None
         stats.tcp_connections_total += 1
         stats.tcp_connections_active += 1
@@ -91,12 +141,13 @@ class TcpConnection:
     """One client."""
 
     __slots__ = ("_buffer", "_connections", "_deadlines", "_ended", "_loop", "_peer", "_reading", "_service", "_sock",
-                 "_taking", "_under_way", "_unsent", "_writing", "deadline")
+                 "_taking", "_turns", "_under_way", "_unsent", "_writing", "deadline")
 
     def __init__(self, loop: AbstractEventLoop, deadlines: Deadlines, sock: socket.socket, peer: Address,
-                 service: DnsService, connections: dict[TcpConnection, None]) -> None:
+                 service: DnsService, connections: dict[TcpConnection, None], turns: Turns) -> None:
         self._loop = loop
         self._deadlines = deadlines
+        self._turns = turns
         self._sock: socket.socket | None = sock
         self._peer = peer
         self._service = service
@@ -112,7 +163,7 @@ class TcpConnection:
     @property
     def idle(self) -> bool:
         """Nothing is owed to the client."""
-        return not self._under_way and not self._unsent
+        return not self._under_way and not self._unsent and not self._turns.waits(self)
 
     def start(self) -> None:
         """Read."""
@@ -131,6 +182,7 @@ class TcpConnection:
         if self._writing:
             self._loop.remove_writer(sock)
         self._deadlines.unwatch(self)
+        self._turns.leave(self)
         del self._connections[self]
         self._service.stats.tcp_connections_active -= 1
         sock.close()
@@ -162,9 +214,9 @@ class TcpConnection:
             self._buffer += data
         else:
             self._ended = True
-        self._take()
+        self.take()
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Answer what was read, as far as the bounds allow."""
         while True:
             self._taking = True
@@ -187,6 +239,7 @@ class TcpConnection:
         at = 0
         replies: list[bytes] = []
         unsent = len(self._unsent)
+        turns = self._turns
         while self._under_way < MAX_UNDER_WAY and unsent < MAX_UNSENT and len(buffer) - at >= 2:
             size = buffer[at] << 8 | buffer[at + 1]
             if size > MAX_QUERY:
@@ -195,11 +248,12 @@ class TcpConnection:
                 self.close()
                 break
             end = at + 2 + size
-            if end > len(buffer):
+            if end > len(buffer) or not turns.may(self):
                 break
             # Counted before the answer, which may come at once.
             self._under_way += 1
             reply = self._service.answer(bytes(buffer[at + 2:end]), True, self._peer, self._respond)
+            turns.took(len(reply or b""))
             if self._sock is None:
                 break
             at = end
@@ -271,7 +325,7 @@ class TcpConnection:
     def _resume(self) -> None:
         """There may be room again for queries that were read already."""
         if self._buffer:
-            self._take()
+            self.take()
         else:
             self._watch()
 
@@ -282,7 +336,8 @@ class TcpConnection:
         if self._ended and self.idle:
             self.close()  # an incomplete query in the buffer never becomes whole
             return
-        reading = not self._ended and self._under_way < MAX_UNDER_WAY and len(self._unsent) < MAX_UNSENT
+        reading = not self._ended and self._under_way < MAX_UNDER_WAY and len(self._unsent) < MAX_UNSENT \
+            and not self._turns.waits(self)
         writing = bool(self._unsent)
         if reading != self._reading:
             self._reading = reading
@@ -298,5 +353,5 @@ class TcpConnection:
                 self._loop.remove_writer(sock)
 
 
-def _deadline(connection: TcpConnection) -> float:
-    return connection.deadline
+def _least_needed(connection: TcpConnection) -> tuple[bool, float]:
+    return not connection.idle, connection.deadline

@@ -54,9 +54,11 @@ class FileWatch:
                 return None
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(0, "it is no regular file")
-            with open(self.path, "rb") as file:
-                content = file.read(self._limit + 1)
-            if len(content) > self._limit:
+            content = b""
+            if found.st_size <= self._limit:
+                with open(self.path, "rb") as file:
+                    content = file.read(self._limit + 1)  # it may have grown
+            if max(found.st_size, len(content)) > self._limit:
                 raise OSError(0, f"it has more than {self._limit} bytes")
         except OSError as error:
             self._signature = None
@@ -139,6 +141,10 @@ class DnsWatch:
             log.error("cannot read '%s': %s; the servers are %s", path, error.strerror, self._server_texts())
             return
         if content is None:
+            return
+        if not content.strip() and self._servers:
+            # In containers it cannot be replaced by renaming: it is emptied first, then written.
+            log.warning("'%s' is empty; the servers are %s", path, self._server_texts())
             return
         found = resolv_conf.parse(content.decode("utf-8", "surrogateescape"), path)
         _warn(found.warnings)

@@ -153,9 +153,16 @@ def _resolver(outside: Namespace, log: Path) -> None:
 
 @contextlib.contextmanager
 def dns_world(
-    *capture: str, resolvers: tuple[str, ...] = (OUTSIDE,), table: dict[str, Any] | None = TABLE
+    *capture: str,
+    resolvers: tuple[str, ...] = (OUTSIDE,),
+    table: dict[str, Any] | None = TABLE,
+    uid: int = PROXY_UID,
+    **environment: str,
 ) -> Iterator[DnsWorld]:
-    """`capture`: more flags of istio-iptables. The sidecar is ready when the block begins if there is a `table`."""
+    """`capture`: more flags of istio-iptables; `uid` and `environment`: of the agent.
+
+    The sidecar is ready when the block begins if there is a `table`.
+    """
     require()
     require_python(PROXY_UID)
     for program in ("dnsmasq", "dig", "curl"):
@@ -183,12 +190,13 @@ def dns_world(
         log.chmod(0o666)
         agent = pod.start(
             ["sh", "-c", 'exec "$@" >"$0" 2>&1', str(log), sys.executable, "-m", "agent", "proxy", "sidecar"],
-            uid=PROXY_UID,
+            uid=uid,
             env={
                 "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1",
                 "POD_NAME": "app-1", "POD_NAMESPACE": "bookinfo", "INSTANCE_IP": POD,
                 "ISTIO_META_DNS_CAPTURE": "true", "DNS_NAME_TABLE": str(folder / "name-table.json"),
                 "PROXY_CONFIG": json.dumps({"customConfigFile": str(folder / "envoy.json"), "concurrency": 2}),
+                **environment,
             },
         )  # fmt: skip
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .dns_world import BIG, OUTSIDE, OUTSIDE6, PROXY_UID, SHOP, TABLE, DnsWorld, dns_world, names
+from .dns_world import BIG, OUTSIDE, OUTSIDE6, POD, POD6, PROXY_UID, SHOP, TABLE, DnsWorld, dns_world, names
 
 pytestmark = pytest.mark.netns
 
@@ -182,8 +182,10 @@ def test_a_worker_that_dies_is_missed_by_nobody(world: DnsWorld) -> None:
 
 
 def test_before_the_table_comes_the_resolver_answers_and_the_pod_is_not_ready() -> None:
-    with dns_world(table=None) as world:
+    with dns_world("--capture-all-dns", table=None) as world:
         assert world.dig("outside.test") == [OUTSIDE]
+        for transport in ("+notcp", "+tcp"):  # whomever it asks: nobody is there
+            assert world.dig("outside.test", transport, "@203.0.113.9") == [OUTSIDE]
         assert world.dig("shop.example") == []
         assert not world.is_ready()
         assert "Envoy proxy is NOT ready: DNS lookup table is not ready yet" in world.log
@@ -198,3 +200,12 @@ def test_over_ipv6() -> None:
             assert world.dig("shop.example", transport, f"@{OUTSIDE6}") == [SHOP]
             assert world.dig("outside.test", "AAAA", transport, f"@{OUTSIDE6}") == [OUTSIDE6]
         assert resolve(world, "glibc", "dual") == {"10.96.0.20", "fd00:96::20"}
+
+
+def test_port_53_of_every_address() -> None:
+    """As on a virtual machine, without rules for DNS. dig takes an answer from the address that it asked only."""
+    with dns_world(uid=0, DNS_PROXY_ADDR=":53") as world:
+        for address in (POD, "127.0.0.1", "127.0.0.5", POD6, "::1"):
+            for transport in ("+notcp", "+tcp"):
+                assert world.dig("shop.example", transport, f"@{address}") == [SHOP]
+        assert world.dig("outside.test", "@127.0.0.1") == [OUTSIDE]

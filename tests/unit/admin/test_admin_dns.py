@@ -81,6 +81,7 @@ def test_another_name() -> None:
 
 @pytest.mark.parametrize(("query", "status", "text"), [
     ("?name=x&format=html", 400, "usage: /dns?name=(host name, or none)"),
+    ("?name=a&type=AXFR", 400, "type AXFR is no question that is answered here\nusage: "),
     ("?name=a..b", 400, "name 'a..b': an empty label\nusage: "), ("?name=a&type=NOPE", 400, "'NOPE' is no record type"),
     ("?name=a", 404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n"),
     ("", 404, "DNS is off: --dns-listen or DNS_LISTEN turns it on\n"),

@@ -90,6 +90,20 @@ def test_port_53_is_for_an_agent_that_is_root(tmp_path: Path) -> None:
     assert "DNS_PROXY_ADDR: localhost:53 needs an agent that is root" in warnings[0]
 
 
+def test_on_port_53_the_servers_are_in_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a virtual machine /etc/resolv.conf names us."""
+    file = tmp_path / "resolv.conf"
+    monkeypatch.setattr(dns, "RESOLV_CONF_BEHIND_US", str(file))
+    at_53 = {"DNS_PROXY_ADDR": "localhost:53", **CAPTURE}
+    assert told(is_root=True, **at_53)["DNS_RESOLV_CONF"] == dns.RESOLV_CONF
+    file.write_text("nameserver fd00::2\n")
+    made = told(is_root=True, **at_53)
+    assert (made["DNS_RESOLV_CONF"], made["DNS_LISTEN"]) == (str(file), "[::1]:53")
+    assert told(is_root=False, **at_53)["DNS_RESOLV_CONF"] == dns.RESOLV_CONF
+    assert told(is_root=True, **CAPTURE)["DNS_RESOLV_CONF"] == dns.RESOLV_CONF
+    assert told(is_root=True, DNS_RESOLV_CONF="/run/resolv.conf", **at_53)["DNS_RESOLV_CONF"] == "/run/resolv.conf"
+
+
 @pytest.mark.parametrize(
     "address", ["", "localhost", "15053", "localhost:", "localhost:0", "localhost:99999", "a b:53"]
 )

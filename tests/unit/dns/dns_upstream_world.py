@@ -124,8 +124,8 @@ class FakeExchange:
         self.number += 1
         return self.number
 
-    def is_own(self, client: tuple[object, ...]) -> bool:
-        return client[:2] in self.own
+    def is_own(self, query: Query) -> bool:
+        return query.client[:2] in self.own
 
     def send(self, attempt: Attempt, packet: bytes) -> None:
         if (error := self.error(attempt)) is not None:

@@ -15,6 +15,7 @@ from proxy.config.model import SocketAddress
 from proxy.deadlines import Deadlines
 from proxy.dns import exchange as exchange_module
 from proxy.dns.exchange import IDLE_TIMEOUT, MAX_IDLE, Attempt, Exchange, RandomIds
+from proxy.dns.query import Query, parse_query
 from proxy.dns.servers import Server
 from proxy.dns.stats import DnsStats
 
@@ -95,6 +96,12 @@ def udp_server(host: str = "127.0.0.1") -> tuple[socket.socket, Server]:
     return sock, Server(SocketAddress(host, sock.getsockname()[1]))
 
 
+def came_back(packet: bytes, address: tuple[object, ...], tcp: bool = False) -> Query:
+    found = parse_query(packet, tcp, address)
+    assert isinstance(found, Query)
+    return found
+
+
 def test_a_reply_counts_only_from_whom_was_asked_and_about_what_was_asked(run: Any) -> None:
     async def test(client: Client) -> None:
         sock, server = udp_server()
@@ -103,7 +110,7 @@ def test_a_reply_counts_only_from_whom_was_asked_and_about_what_was_asked(run: A
             attempt, came = client.ask(server)
             packet, address = sock.recvfrom(4096)
             assert packet == query(7)
-            assert client.exchange.is_own(address)
+            assert client.exchange.is_own(came_back(packet, address))
             other.sendto(reply(7), address)
             for forged in (reply(8), reply(7, QUESTION.replace(b"foo", b"fop")), reply(7)[:11], b"", query(7)):
                 sock.sendto(forged, address)
@@ -113,7 +120,7 @@ def test_a_reply_counts_only_from_whom_was_asked_and_about_what_was_asked(run: A
             assert attempt.channel is None
             # What came from the other port was dropped by the kernel, what came behind the reply is too late.
             assert client.stats.upstream_mismatched_total == 5
-            assert not client.exchange.is_own(address)
+            assert not client.exchange.is_own(came_back(packet, address))
     run(test)
 
 
@@ -145,8 +152,8 @@ def test_ipv6(run: Any) -> None:
         sock, server = udp_server("::1")
         with sock:
             _, came = client.ask(server)
-            _, address = sock.recvfrom(4096)
-            assert client.exchange.is_own(address)
+            packet, address = sock.recvfrom(4096)
+            assert client.exchange.is_own(came_back(packet, address))
             sock.sendto(reply(7), address)
             assert await came == reply(7)
     try:
@@ -252,6 +259,29 @@ def test_any_cut_makes_the_same_reply_and_the_connection_is_used_again(run: Any)
             assert server.queries == [query(7)] * (len(wire) + 1)
             assert server.connections == 1
             client.exchange.close()
+    run(test)
+
+
+def test_a_client_that_has_a_port_like_ours(run: Any) -> None:
+    """The kernel gives one port to several sockets: of TCP and UDP, or of TCP to several addresses."""
+    async def test(client: Client) -> None:
+        sock, server = udp_server()
+        async with TcpServer([framed(reply(8))]) as tcp_server:
+            with sock:
+                udp_attempt, _ = client.ask(server)
+                _, address = sock.recvfrom(4096)
+                _, came = client.ask(tcp_server.server, 8, tcp=True)
+                (connection,) = client.exchange._tcp
+                own = connection._sock.getsockname()
+                for tcp, number, where in ((False, 7, address), (True, 8, own)):
+                    packet = query(number)
+                    assert client.exchange.is_own(came_back(packet, where, tcp))
+                    assert not client.exchange.is_own(came_back(packet, where, not tcp))
+                    assert not client.exchange.is_own(came_back(query(number + 1), where, tcp))
+                    assert not client.exchange.is_own(came_back(packet.replace(b"foo", b"fop"), where, tcp))
+                assert await came == reply(8)
+                udp_attempt.cancel()
+                client.exchange.close()
     run(test)
 
 

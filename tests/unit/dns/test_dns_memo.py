@@ -38,6 +38,17 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
     assert not memo and memo.bytes == 0
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_same_query_twice_counts_once(kind: int) -> None:
+    """As two clients' in one batch, neither of which is known yet."""
+    memo = memos()[kind]
+    for _ in range(3):
+        memo.keep(question(1), [b"idreply"])
+    assert memo.bytes == len(question(1)) + len(b"idreply")
+    if isinstance(memo, FadingMemo):
+        assert sum(map(len, memo._steps)) == 1
+
+
 def test_turns_and_what_the_kernel_gets() -> None:
     memo = Memo()
     memo.keep(b"one", [b"id-a"])

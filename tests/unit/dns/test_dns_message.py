@@ -27,7 +27,6 @@ from proxy.dns.message import (
     read_name,
     record,
     reply,
-    reverse_name,
     skip_name,
     soa,
     type_number,
@@ -97,14 +96,6 @@ def test_reading_any_bytes_ends(message: bytes, at: int) -> None:
     except MessageError:
         return
     assert len(name) <= MAX_NAME and at < after <= len(message) and skip_name(message, at) == after
-
-
-@pytest.mark.parametrize(("packed", "text"), [
-    (bytes((10, 96, 0, 1)), "1.0.96.10.in-addr.arpa."),
-    (bytes.fromhex("20010002000000000000000000000001"), "1." + "0." * 23 + "2.0.0.0.1.0.0.2.ip6.arpa."),
-])
-def test_reverse_names(packed: bytes, text: str) -> None:
-    assert name_to_text(reverse_name(packed)) == text
 
 
 def query(limit: int, edns: int | None = None, flags: int = 0x0110) -> Query:

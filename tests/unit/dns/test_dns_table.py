@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from proxy.config.errors import ConfigErrors
 from proxy.dns import table as module
-from proxy.dns.message import name_to_wire, reverse_name
+from proxy.dns.message import name_to_wire
 from proxy.dns.name_table import Host, NameTable, read_name_table
 from proxy.dns.table import MAX_SEARCH, Table, address_of_reverse, compile_table, is_below
 
@@ -310,7 +310,7 @@ def test_pointers(address: str, host: str | None) -> None:
 @given(st.ip_addresses())
 def test_reverse_names_of_all_addresses(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     name = name_to_wire(address.reverse_pointer)
-    assert address_of_reverse(name) == address.packed and reverse_name(address.packed) == name
+    assert address_of_reverse(name) == address.packed
 
 
 @pytest.mark.parametrize("name", [

@@ -143,6 +143,18 @@ def test_a_file_that_goes_away_is_kept_in_mind(world: World) -> None:
     assert world.tick() == [], "the same content once more is no news"
 
 
+def test_a_resolv_conf_that_is_just_being_written(world: World) -> None:
+    world.write(world.resolv_path, "nameserver 10.0.0.10\n")
+    world.watch.start()
+    world.write(world.resolv_path, "")
+    assert world.tick() == [] and world.watch.requests()[0] == ("dns_servers", [("10.0.0.10", 53)])
+    assert world.log[-1].endswith("is empty; the servers are 10.0.0.10")
+    world.write(world.resolv_path, "nameserver 10.0.0.11\n")
+    assert world.tick() == [("dns_servers", [("10.0.0.11", 53)])]
+    world.write(world.resolv_path, "# none\n")
+    assert world.tick() == [("dns_servers", [])], "that is meant"
+
+
 def test_content_counts_not_only_the_time_of_change(tmp_path: Path) -> None:
     """Written twice within a tick of the file system's clock, a file looks the same."""
     path = tmp_path / "file"
@@ -173,6 +185,14 @@ def test_what_is_no_such_file(tmp_path: Path, kind: str) -> None:
     if kind == "large":
         path.write_text("x")
         assert watch.read(OLD) == b"x"
+
+
+def test_what_is_too_large_is_not_read_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_text("x" * 101)
+    monkeypatch.setattr(module, "open", None, raising=False)
+    with pytest.raises(OSError, match="it has more than 100 bytes"):
+        FileWatch(str(path), 100).read(OLD)
 
 
 def test_warnings_are_bounded(world: World) -> None:
