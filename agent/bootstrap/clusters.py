@@ -150,7 +150,7 @@ def _tracer_cluster(facts: Facts) -> list[dict[str, Json]]:
     if socket is not None:
         rest["transport_socket"] = socket
     where = f"ProxyConfig tracing.{name}.address"
-    return [_by_name(facts, _TRACER_CLUSTERS[name], tracing[name]["address"], where, **rest)]
+    return [_by_name(facts, _TRACER_CLUSTERS[name], tracing[name].get("address", ""), where, **rest)]
 
 
 def tracing(facts: Facts, service_name: str) -> dict[str, Json] | None:

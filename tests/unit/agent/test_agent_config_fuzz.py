@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from agent_loading import load
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent import explain, launch, proxy_command
@@ -60,6 +60,7 @@ _METADATA = st.dictionaries(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_DOCUMENTS, _VARIABLES, _ANNOTATIONS, _METADATA)
+@example({"tracing": {"zipkin": {}}}, {}, {}, {})
 def test_settings_or_a_config_error(
     given: Any, variables: dict[str, str], annotations: dict[str, str], metadata: dict[str, Any]
 ) -> None:
