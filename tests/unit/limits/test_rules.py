@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 
 import pytest
 
 from proxy.config import model
 from proxy.config.overload_model import DownstreamConnections, OverloadManager
-from proxy.limits.pools import SPARE, Limit, Pools, TooManyLimits
+from proxy.limits.pools import SPARE, Limit, NoDescriptors, Pools, TooManyLimits
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
 from proxy.runtime.values import boolean, integer
 
@@ -67,6 +69,22 @@ def test_limits_that_cannot_bind_cost_no_tokens() -> None:
     assert pools.order() == [("global", 0, True)]
     for pool in pools.all:
         pool.close()
+
+
+def test_too_many_limits_for_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    eventfd = os.eventfd
+
+    def scarce(*arguments: int) -> int:
+        if len(made) == 7:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(eventfd(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(os, "eventfd", scarce)
+    with pytest.raises(NoDescriptors, match="100 connection limits need two file descriptors each: Too many open"):
+        Pools(2, [str(number) for number in range(100)], 0)
+    assert not any(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in made)
 
 
 def test_limits_that_the_runtime_adds_are_bounded() -> None:
