@@ -51,8 +51,12 @@ class InjectedResourceMonitor:
         return self._pressure
 
     def _read(self) -> float:
-        with open(self._filename, "rb") as file:
-            text = file.read(self.MAX_SIZE)
+        # O_NONBLOCK: a named pipe must not stop main.
+        descriptor = os.open(self._filename, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, self.MAX_SIZE)
+        finally:
+            os.close(descriptor)
         try:
             pressure = float(text)
         except ValueError:

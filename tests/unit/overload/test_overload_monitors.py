@@ -47,6 +47,9 @@ def test_injected_resource(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(MonitorError):
         monitor.pressure()
+    os.mkfifo(path)
+    with pytest.raises(MonitorError, match="failed to parse"):  # and main goes on
+        monitor.pressure()
 
 
 def test_an_injected_resource_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
