@@ -55,6 +55,8 @@ def _injected_resource(reader: Reader) -> Monitor:
     filename = reader.string("filename")
     if "\0" in filename:
         reader.error("filename", "a path without NUL is expected")
+    elif filename and "/" not in filename:
+        reader.error("filename", f"invalid file path {filename}")
     elif filename and not Path(filename).parent.is_dir():
         reader.error("filename", f"unable to add filesystem watch for file {filename}: No such file or directory")
     return model.InjectedResource(filename)
