@@ -14,7 +14,7 @@ from proxy.limits.pools import SPARE, Limit, Pools, TooManyLimits, most_connecti
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
 from proxy.limits.tokens import MOST
 from proxy.runtime.control import RuntimeControl
-from proxy.runtime.values import boolean, integer
+from proxy.runtime.values import boolean, integer, text
 
 ADDRESS = (model.SocketAddress("127.0.0.1", 1),)
 
@@ -61,6 +61,13 @@ def test_integers(value: object, read: int | None) -> None:
 def test_booleans(value: object, read: bool | None) -> None:
     for default in (True, False):
         assert boolean(value, default) is (default if read is None else read)
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (True, "true"), (1.5, "1.5"), (2.0, "2"), ("x", "x"),
+    ({"numerator": 3.0, "denominator": "MILLION"}, '{"denominator": "MILLION", "numerator": 3.0}')])
+def test_how_values_are_shown(value: object, shown: str) -> None:
+    assert text(value) == shown
 
 
 def test_limits_that_cannot_bind_cost_no_tokens() -> None:
