@@ -17,7 +17,7 @@ from proxy.admin import connections, limits
 from proxy.admin.server import AdminServer
 from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
-from proxy.limits.pools import GLOBAL
+from proxy.limits.pools import GLOBAL, NoDescriptors
 from proxy.options import Options
 from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
@@ -61,9 +61,12 @@ def serve(options: Options, loaded: Loaded) -> int:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(log_loop_error)
-    server = Server(options, loaded, loop)
     try:
+        server = Server(options, loaded, loop)
         return loop.run_until_complete(server.run())
+    except NoDescriptors as error:
+        _fail(StartError(str(error)), options)
+        return 1
     finally:
         loop.close()
         _log.info("exiting")

@@ -38,6 +38,10 @@ class Limit(NamedTuple):
     source: str
 
 
+class NoDescriptors(Exception):
+    """Too many limits for the descriptors that a process may have; the text is for the operator."""
+
+
 class TooManyLimits(Exception):
     """No pool is left for a limit; the text is for the operator."""
 
@@ -52,12 +56,23 @@ def most_connections(workers: int) -> int:
 
 
 class Pools:
-    """All pools of one proxy: ``keys`` (those of the configuration) have theirs from the start."""
+    """All pools of one proxy: ``keys`` (those of the configuration) have theirs from the start.
+
+    Raises NoDescriptors.
+    """
 
     def __init__(self, workers: int, keys: list[str], spare: int) -> None:
         size = words_needed(workers)
         self._memory = memoryview(mmap.mmap(-1, 8 * size * max(1, len(keys) + spare))).cast("Q")
-        self.all = [Pool(self._memory[at * size:(at + 1) * size], workers) for at in range(len(keys) + spare)]
+        self.all: list[Pool] = []
+        try:
+            for at in range(len(keys) + spare):
+                self.all.append(Pool(self._memory[at * size:(at + 1) * size], workers))
+        except OSError as error:
+            for pool in self.all:
+                pool.close()
+            raise NoDescriptors(f"{len(keys)} connection limits need two file descriptors each: {error.strerror}"
+                                ) from None
         self._places = {key: at for at, key in enumerate(keys)}
         self._most = most_connections(workers)
         self.limits: dict[str, Limit] = {}

@@ -87,7 +87,12 @@ class Pool:
         self._free = self._debt = -1
         if workers > 1:
             flags = os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC
-            self._free, self._debt = os.eventfd(0, flags), os.eventfd(0, flags)
+            self._free = os.eventfd(0, flags)
+            try:
+                self._debt = os.eventfd(0, flags)
+            except OSError:
+                os.close(self._free)
+                raise
         self.issued = 0
         """Main: the limit that the tokens stand for; 0 while only counting."""
         self.lost = False

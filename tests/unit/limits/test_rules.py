@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import pytest
 from proxy.config import model
 from proxy.config.model import RuntimeLayer
 from proxy.config.overload_model import DownstreamConnections, OverloadManager
-from proxy.limits.pools import SPARE, Limit, Pools, TooManyLimits, most_connections
+from proxy.limits.pools import SPARE, Limit, NoDescriptors, Pools, TooManyLimits, most_connections
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
 from proxy.limits.tokens import MOST
 from proxy.runtime.control import RuntimeControl
@@ -89,6 +91,22 @@ def test_spare_pools_are_no_more_than_could_be_used() -> None:
     layers = (RuntimeLayer("admin", (), True),)
     control = RuntimeControl(replace(bootstrap(listener("a"), listener("b")), runtime_layers=layers), 1)
     assert len(control.pools.all) == 3
+
+
+def test_too_many_limits_for_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    eventfd = os.eventfd
+
+    def scarce(*arguments: int) -> int:
+        if len(made) == 7:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(eventfd(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(os, "eventfd", scarce)
+    with pytest.raises(NoDescriptors, match="100 connection limits need two file descriptors each: Too many open"):
+        Pools(2, [str(number) for number in range(100)], 0)
+    assert not any(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in made)
 
 
 def test_limits_that_the_runtime_adds_are_bounded() -> None:
