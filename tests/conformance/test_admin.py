@@ -209,4 +209,4 @@ def test_help_lists_only_envoys_paths(pair: dict[str, Proxy]) -> None:
     paths = {
         role: set(re.findall(r"(?m)^  (/\S*(?: \(POST\))?)", ask(pair[role], "GET", "/help")[1])) for role in pair
     }
-    assert paths["subject"] and paths["subject"] - {"/connections:"} <= paths["oracle"]
+    assert paths["subject"] and paths["subject"] - {"/connections:", "/limits:"} <= paths["oracle"]
