@@ -30,6 +30,8 @@ YOUNG = 5.0
 """A worker that dies sooner (seconds after its fork) may be dying of its configuration."""
 MAX_YOUNG_DEATHS = 5
 """So many in a row in one place, and main gives up."""
+FORK_AGAIN = 1.0
+"""Seconds until another attempt when a worker cannot be forked."""
 BACKOFF = 0.1
 """Seconds before the second attempt in a row; doubles. The first is made at once."""
 
@@ -151,12 +153,17 @@ class Workers:
         main_pid = os.getpid()
         # Between fork and the child's own handlers a signal would be written to main's wake-up socket.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = os.fork()
-        if pid == 0:
-            worker.run(theirs, self._bootstrap, self._options, self._pools, index, main_pid)
-        w = self._running[index] = self._by_pid[pid] = WorkerProcess(index, pid, self._loop.time(), self._loop)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                worker.run(theirs, self._bootstrap, self._options, self._pools, index, main_pid)
+            w = self._running[index] = self._by_pid[pid] = WorkerProcess(index, pid, self._loop.time(), self._loop)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
         ours.setblocking(False)
         await self._loop.create_unix_connection(lambda: w.channel, sock=ours)
         _log.debug("worker %d has pid %d", index, pid)
@@ -195,7 +202,8 @@ class Workers:
         if delay:
             await asyncio.sleep(delay)
         self.restarts += 1
-        w = await self._fork(index)
+        while (w := await self._try_fork(index)) is None:
+            await asyncio.sleep(FORK_AGAIN)
         try:
             for step in self._steps():
                 async with asyncio.timeout(START_LIMIT):
@@ -209,6 +217,14 @@ class Workers:
                     os.kill(w.pid, signal.SIGKILL)
         else:
             _log.info("worker %d is back (pid %d)", index, w.pid)
+
+    async def _try_fork(self, index: int) -> WorkerProcess | None:
+        """None: there are no descriptors, processes or memory for it now, as the log says."""
+        try:
+            return await self._fork(index)
+        except OSError as error:
+            _log.error("worker %d cannot be forked: %s", index, error.strerror)
+            return None
 
     @property
     def pids(self) -> list[int]:

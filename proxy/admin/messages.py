@@ -63,9 +63,9 @@ def as_json(document: Any) -> Response:
 
 
 def parse(method: str, target: str, form: str = "") -> Request:
-    """Make a request of a request target (origin form) and the body of a posted form."""
+    """Make a request of a request target (origin form) and the body of a posted form, which counts without a query."""
     path, _, query = target.partition("#")[0].partition("?")
-    return Request(method, normalise(path), tuple(parameters(query) + parameters(form))[:MAX_PARAMETERS])
+    return Request(method, normalise(path), tuple(parameters(query) or parameters(form))[:MAX_PARAMETERS])
 
 
 def parameters(query: str) -> list[tuple[str, str]]:

@@ -53,7 +53,11 @@ def _downstream_connections(reader: Reader) -> Monitor:
 def _injected_resource(reader: Reader) -> Monitor:
     """resource_monitors.injected_resource.v3.InjectedResourceConfig. As in Envoy the file may come later."""
     filename = reader.string("filename")
-    if filename and not Path(filename).parent.is_dir():
+    if "\0" in filename:
+        reader.error("filename", "a path without NUL is expected")
+    elif filename and "/" not in filename:
+        reader.error("filename", f"invalid file path {filename}")
+    elif filename and not Path(filename).parent.is_dir():
         reader.error("filename", f"unable to add filesystem watch for file {filename}: No such file or directory")
     return model.InjectedResource(filename)
 

@@ -11,7 +11,7 @@ import mmap
 import resource
 from typing import NamedTuple
 
-from proxy.limits.tokens import Pool, words_needed
+from proxy.limits.tokens import MOST, Pool, words_needed
 
 GLOBAL = "global"
 SPARE = 32
@@ -47,9 +47,12 @@ class TooManyLimits(Exception):
 
 
 def most_connections(workers: int) -> int:
-    """What all workers could hold with their descriptors (RLIMIT_NOFILE): limits from here on never bind."""
+    """What all workers could hold with their descriptors (RLIMIT_NOFILE): limits from here on never bind.
+
+    The hard limit of descriptors may be a thousand million; more than ``tokens.MOST`` connections have no memory.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return hard * workers if hard != resource.RLIM_INFINITY else 1 << 24
+    return MOST if hard == resource.RLIM_INFINITY else min(hard * workers, MOST)
 
 
 class Pools:

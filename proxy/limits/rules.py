@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from proxy.config.overload_model import DownstreamConnections
+from proxy.config.overload_model import GLOBAL_CONNECTIONS
 from proxy.limits.pools import GLOBAL, Limit, Pools, listener_key
 from proxy.runtime.values import integer
 
 if TYPE_CHECKING:
     from proxy.config.model import Bootstrap, Listener
 
-MONITOR = "envoy.resource_monitors.global_downstream_max_connections"
+MONITOR = GLOBAL_CONNECTIONS
 LEGACY_KEY = "overload.global_downstream_max_connections"
 
 
@@ -33,11 +33,7 @@ def exempt(listener: Listener) -> bool:
 
 def monitored_limit(bootstrap: Bootstrap) -> int | None:
     """max_active_downstream_connections of the resource monitor, None without one."""
-    if bootstrap.overload is not None:
-        for _, monitor in bootstrap.overload.monitors:
-            if isinstance(monitor, DownstreamConnections):
-                return monitor.max_active_downstream_connections
-    return None
+    return None if bootstrap.overload is None else bootstrap.overload.max_active_downstream_connections
 
 
 def make_pools(bootstrap: Bootstrap, workers: int, spare: int = 0, runtime: Mapping[str, object] | None = None

@@ -45,6 +45,8 @@ LOOKS = 8
 
 LEFT_TO_TAKERS = 4096
 """Tokens; retiring them costs whoever takes the next one some milliseconds."""
+MOST = 1 << 20
+"""The highest limit of a pool. Tokens are retired one by one, which takes more than half a second for so many."""
 
 
 _OWN_LIMIT, _DEBT_SEEN = range(2)
@@ -238,22 +240,35 @@ class Pool:
             return  # workers stop asking for the tokens; they stay for the next limit
         more = limit - self.issued
         self.issued = limit
-        if more < 0:
-            self._owe(-more)
-        elif more > 0:
+        if more > 0:
             _write(self._free, more)
+        elif rest := self._retire(-more):
+            self._owe(rest)
         self.tidy()
 
+    def _retire(self, count: int) -> int:
+        """Take so many tokens out of use; how many of them were not free."""
+        for done in range(count):
+            try:
+                _read(self._free)
+            except BlockingIOError:
+                return count - done
+        return 0
+
     def tidy(self) -> None:
-        """Retire tokens in bulk, and let takers forget about debt when there is none.
+        """Retire tokens in bulk, and let takers forget about debt when there is none. Sees how many are held, too.
 
         The last ones are left to takers: while main has one in its hand that it may have to put back, somebody could
         be refused for whom there is room.
         """
+        self._note_held()
         if self.workers == 1 or not self._header[_DEBT_SEEN]:
             return
-        debt = eventfd_count(self._debt)
-        for _ in range(min(debt, eventfd_count(self._free)) - LEFT_TO_TAKERS):
+        try:
+            debt, free = eventfd_count(self._debt), eventfd_count(self._free)
+        except (OSError, ValueError):
+            return  # no descriptor left, or a kernel that does not tell: debt stays with takers
+        for _ in range(min(debt, free) - LEFT_TO_TAKERS):
             try:
                 _read(self._free)
             except BlockingIOError:
@@ -265,7 +280,11 @@ class Pool:
                 break
         if not debt:
             self._header[_DEBT_SEEN] = 0
-            if eventfd_count(self._debt):
+            try:
+                debt = eventfd_count(self._debt)
+            except (OSError, ValueError):
+                debt = 1  # who knows
+            if debt:
                 self._header[_DEBT_SEEN] = 1
 
     def reap(self, worker: int) -> None:
@@ -288,7 +307,7 @@ class Pool:
         before = list(self._words)
         try:
             missing = self.issued + eventfd_count(self._debt) - eventfd_count(self._free) - tokens_held(before)
-        except ValueError:
+        except (OSError, ValueError):
             return False
         if any(word & BUSY for word in before) or list(self._words) != before:
             return False
@@ -302,13 +321,19 @@ class Pool:
     @property
     def in_use(self) -> int:
         """Connections counted now."""
-        held = self._look()
+        held = self._note_held()
         return sum(self._words) & HELD if held is None else held
+
+    def _note_held(self) -> int | None:
+        held = self._look()
+        if held is not None and held > self._peak:
+            self._peak = held
+        return held
 
     @property
     def highest(self) -> int:
-        """The most that were seen."""
-        return max(self._peaks)
+        """The most that workers or main have seen."""
+        return max(self._peak, *self._peaks)
 
     @property
     def refused(self) -> int:

@@ -84,16 +84,21 @@ class WorkerLimits:
         listeners = list(listeners)
         for listener in listeners:
             listener.limits_changed()
-        # Connections that were accepted before are all registered once the callbacks have run that wait now.
-        await asyncio.sleep(0)
-        for listener in listeners:
-            pools = self.of_listener(listener.config)
-            for key, pool in ((GLOBAL, pools[0]), (listener_key(listener.config.name), pools[1])):
-                if pool is not None and key in new:
-                    missing = [c for c, _ in listener.all_connections() if pool not in c.charged]
-                    pool.charge(len(missing))
-                    for connection in missing:
-                        connection.charged += (pool,)
+        # A connection on its way to its network filter is registered nowhere: for one round of the loop, if it was
+        # accepted before, and for one more, if its listener filters have ended meanwhile.
+        for _ in range(2):
+            await asyncio.sleep(0)
+            for listener in listeners:
+                self._charge_missing(listener, new)
+
+    def _charge_missing(self, listener: ActiveListener, new: set[str]) -> None:
+        pools = self.of_listener(listener.config)
+        for key, pool in ((GLOBAL, pools[0]), (listener_key(listener.config.name), pools[1])):
+            if pool is not None and key in new:
+                missing = [c for c, _ in listener.all_connections() if pool not in c.charged]
+                pool.charge(len(missing))
+                for connection in missing:
+                    connection.charged += (pool,)
 
 
 def admission(listener: ActiveListener, rejects: Callable[[], bool] | None) -> Admission | None:

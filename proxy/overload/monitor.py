@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Protocol
+
+SETTLED = 0.1
+"""Seconds. A file that was written to more recently may change without another time stamp: those are kept in ticks."""
 
 
 class MonitorError(Exception):
@@ -37,22 +41,25 @@ class InjectedResourceMonitor:
             stat = os.stat(self._filename)
             mark = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if mark != self._seen:
+                self._seen = mark if time.time() - stat.st_mtime > SETTLED else None
                 self._error = ""
                 self._pressure = self._read()
-                self._seen = mark
         except OSError as error:
             self._seen = None
             raise MonitorError(f"{self._filename}: {error.strerror}") from None
         except ValueError as error:
-            self._seen = mark
             self._error = str(error)
         if self._error:
             raise MonitorError(self._error)
         return self._pressure
 
     def _read(self) -> float:
-        with open(self._filename, "rb") as file:
-            text = file.read(self.MAX_SIZE)
+        # O_NONBLOCK: a named pipe must not stop main.
+        descriptor = os.open(self._filename, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, self.MAX_SIZE)
+        finally:
+            os.close(descriptor)
         try:
             pressure = float(text)
         except ValueError:

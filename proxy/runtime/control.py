@@ -25,7 +25,8 @@ class RuntimeControl:
     def __init__(self, bootstrap: Bootstrap, workers: int) -> None:
         self._bootstrap = bootstrap
         self.layers = RuntimeLayers(bootstrap)
-        self.pools = make_pools(bootstrap, workers, SPARE if self.layers.changeable else 0, self.layers.values())
+        could_be_added = 1 + len(bootstrap.listeners) if self.layers.changeable else 0
+        self.pools = make_pools(bootstrap, workers, min(SPARE, could_be_added), self.layers.values())
 
     def message(self) -> Message:
         """The request "runtime" for workers."""

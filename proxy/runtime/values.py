@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 _NUMBER = re.compile(
@@ -48,4 +49,6 @@ def text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True, default=str)
     return str(value)

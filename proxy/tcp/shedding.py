@@ -31,7 +31,12 @@ class SheddingSession(TcpSession):
         cluster.stats.upstream_rq_pending_total += 1
         cluster.stats.upstream_rq_cancelled += 1
         self.upstream_host = None
-        self._connect()
+        # Not at once: max_connect_attempts may be more than Python's stack holds.
+        self._proxy.context.loop.call_soon(self._try_again)
+
+    def _try_again(self) -> None:
+        if not self._closed:
+            self._connect()
 
     def data_received(self, data: bytes) -> None:
         sheds = self._proxy.sheds_data

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -108,3 +110,18 @@ def test_out_of_descriptors(proxy: ProxyProcess) -> None:
     wait_for("all to be gone", lambda: not proxy.stat("http.in.downstream_cx_active"))
     assert proxy.get() == 200
     assert proxy.log.count("new connections wait") == 1, proxy.log
+
+
+def test_a_worker_that_cannot_be_forked(tmp_path: Path) -> None:
+    proxy = ProxyProcess(tmp_path)
+    try:
+        proxy.start(workers=1)
+        (worker,) = proxy.workers()
+        limits = resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        os.kill(worker, signal.SIGKILL)
+        wait_for("main to notice", lambda: "worker 0 cannot be forked: Too many open files" in proxy.log)
+        resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, limits)
+        wait_for("the worker to be back", lambda: "worker 0 is back" in proxy.log)
+        assert proxy.get() == 200
+    finally:
+        proxy.close()

@@ -232,6 +232,8 @@ def test_forms_may_send_parameters_in_the_body(running: Running) -> None:
     assert running.server.said[-1] == (None, "debug")
     assert running.request("POST", "/drain_listeners", b"graceful=on&inboundonly=on", form).text == "OK\n"
     assert running.server.said[-1] == ("drain", True, True, False)
+    assert running.request("POST", "/drain_listeners?graceful", b"inboundonly=on", form).text == "OK\n"
+    assert running.server.said[-1] == ("drain", False, True, False), "a query goes before the body"
 
 
 def test_requests_are_logged() -> None:

@@ -161,6 +161,10 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
     "no connections": (
         {"resource_monitors": [monitor("downstream_connections", GLOBAL, max_active_downstream_connections=0)]},
         "resource_monitors[0].typed_config.max_active_downstream_connections", "value must be greater than 0"),
+    "no path": ({"resource_monitors": [monitor("injected_resource", filename="/tmp/a\0b")]},
+                "resource_monitors[0].typed_config.filename", "a path without NUL is expected"),
+    "no slash": ({"resource_monitors": [monitor("injected_resource", filename="pressure")]},
+                 "resource_monitors[0].typed_config.filename", "invalid file path pressure"),
     "no directory": (
         {"resource_monitors": [monitor("injected_resource", filename="/nonexistent/file")]},
         "resource_monitors[0].typed_config.filename",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,29 @@ def test_a_limit_finds_those_that_are_there(tmp_path: Path) -> None:
                 client.reset()
             await until(lambda: pool.in_use == 0)
             server.close()
+        up.close()
+
+    run(scene())
+
+
+def test_a_limit_finds_those_on_their_way(tmp_path: Path) -> None:
+    async def scene() -> None:
+        up = Upstream()
+        sniffing = listener(tcp_chain(), listener_filters=(HTTP_INSPECTOR,), listener_filters_timeout=60,
+                            continue_on_listener_filters_timeout=True)
+        async with plane(tmp_path, [sniffing], [cluster(up.address)]) as proxy:
+            client = await proxy.connect()
+            await until(lambda: proxy.stat("listener.l.downstream_pre_cx_active") == 1)
+            (looked_at,) = proxy.data_plane.listeners.listeners[0].pending
+            loop = asyncio.get_running_loop()
+            coming = loop.create_task(put_in_force(proxy, l=1))
+            loop.call_soon(looked_at.on_deadline, loop.time())  # after the first step of the change
+            await coming
+            pool = pools(proxy).pool(listener_key("l"))
+            assert pool.in_use == 1
+            assert await refused(proxy)
+            client.reset()
+            await until(lambda: pool.in_use == 0)
         up.close()
 
     run(scene())

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from dataclasses import replace
 
 import pytest
 
 from proxy.config import model
+from proxy.config.model import RuntimeLayer
 from proxy.config.overload_model import DownstreamConnections, OverloadManager
-from proxy.limits.pools import SPARE, Limit, NoDescriptors, Pools, TooManyLimits
+from proxy.limits.pools import SPARE, Limit, NoDescriptors, Pools, TooManyLimits, most_connections
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
-from proxy.runtime.values import boolean, integer
+from proxy.limits.tokens import MOST
+from proxy.runtime.control import RuntimeControl
+from proxy.runtime.values import boolean, integer, text
 
 ADDRESS = (model.SocketAddress("127.0.0.1", 1),)
 
@@ -61,14 +65,32 @@ def test_booleans(value: object, read: bool | None) -> None:
         assert boolean(value, default) is (default if read is None else read)
 
 
+@pytest.mark.parametrize(("value", "shown"), [
+    (True, "true"), (1.5, "1.5"), (2.0, "2"), ("x", "x"),
+    ({"numerator": 3.0, "denominator": "MILLION"}, '{"denominator": "MILLION", "numerator": 3.0}')])
+def test_how_values_are_shown(value: object, shown: str) -> None:
+    assert text(value) == shown
+
+
 def test_limits_that_cannot_bind_cost_no_tokens() -> None:
     pools = make_pools(bootstrap(monitored=2**31 - 1), 2)
     assert pools.order() == [("global", 0, False)] and pools.pool("global").issued == 0
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    pools.put_in_force([pools.limits["global"]._replace(value=2 * most - 1)])
+    pools.put_in_force([pools.limits["global"]._replace(value=most_connections(2) - 1)])
     assert pools.order() == [("global", 0, True)]
     for pool in pools.all:
         pool.close()
+
+
+@pytest.mark.parametrize(("hard", "most"), [(1000, 3000), (1 << 30, MOST), (resource.RLIM_INFINITY, MOST)])
+def test_the_highest_limit_that_could_bind(monkeypatch: pytest.MonkeyPatch, hard: int, most: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, hard))
+    assert most_connections(3) == most
+
+
+def test_spare_pools_are_no_more_than_could_be_used() -> None:
+    layers = (RuntimeLayer("admin", (), True),)
+    control = RuntimeControl(replace(bootstrap(listener("a"), listener("b")), runtime_layers=layers), 1)
+    assert len(control.pools.all) == 3
 
 
 def test_too_many_limits_for_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,10 +164,26 @@ def test_what_is_charged_counts_though_there_is_no_room(family: Callable[..., Fa
     assert takes(other, 2) == [True, False]
 
 
+def test_what_is_free_is_retired_at_once(family: Callable[..., Family]) -> None:
+    pools = family(2, 100)
+    one, other = pools.workers
+    takes(one, 4)
+    pools.main.set_limit(10)
+    assert (pools.free, pools.debt) == (6, 0), "takers have nothing to pay"
+    pools.main.set_limit(1)
+    assert (pools.free, pools.debt) == (0, 3)
+    assert not other.take()
+
+
 def test_retired_in_bulk(family: Callable[..., Family], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "LEFT_TO_TAKERS", 3)
     pools = family(2, 100)
+    takes(pools.workers[1], 100)
     pools.main.set_limit(10)
+    assert (pools.free, pools.debt) == (0, 90)
+    for _ in range(100):
+        pools.workers[1].release()
+    pools.main.tidy()
     assert (pools.free, pools.debt) == (13, 3)
     assert takes(pools.workers[0], 11) == [True] * 10 + [False]
     assert pools.debt == 0
@@ -175,6 +191,43 @@ def test_retired_in_bulk(family: Callable[..., Family], monkeypatch: pytest.Monk
     with killed_at(-1, before=True) as calls:
         pools.workers[0].take()
     assert calls == [1], "nobody looks for debt when there is none"
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), ValueError("no eventfd-count")])
+def test_counts_that_cannot_be_read(family: Callable[..., Family], monkeypatch: pytest.MonkeyPatch, error: Exception
+                                    ) -> None:
+    pools = family(2, 3)
+    one, other = pools.workers
+    takes(one, 2)
+    with pytest.raises(Killed), killed_at(0, before=False):
+        other.take()
+
+    def fail(_: int) -> int:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "eventfd_count", fail)
+        pools.main.reap(1)
+        assert pools.main.lost, "it is looked for again"
+        pools.main.set_limit(1)
+        pools.main.tidy()
+        assert takes(pools.fork(1), 1) == [False]
+    assert pools.main.audit()
+    one.release()
+    one.release()
+    assert takes(one, 2) == [True, False]
+
+
+def test_the_highest_is_not_less_than_what_is_in_use(family: Callable[..., Family]) -> None:
+    pools = family(2, 10)
+    one, other = pools.workers
+    for worker in (one, other):
+        takes(worker, 2)
+        worker.release()
+        worker.release()
+    takes(one, 2)
+    takes(other, 2)
+    assert (pools.main.in_use, pools.main.highest) == (4, 4)
 
 
 def test_numbers_of_operations_begin_again(family: Callable[..., Family]) -> None:

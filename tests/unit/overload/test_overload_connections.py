@@ -160,6 +160,22 @@ def test_tunnels_do_not_begin(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_more_attempts_than_a_stack_holds(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        upstream = Server()
+        overload = configured(points=(model.NEW_CONNECTION,))
+        async with plane(tmp_path, [listener(tcp_chain(max_connect_attempts=2000))], [cluster(upstream.address)],
+                         overload=overload) as one:
+            set_to(one, model.NEW_CONNECTION, 1.0)
+            client = await one.connect()
+            assert await client.rest() == b""
+            client.close()
+            assert await one.logged() == ["chain URX - 0 0 2000 -"]
+        upstream.close()
+
+    run(scenario())
+
+
 def test_values_that_come_before_listeners_accept(tmp_path: Path) -> None:
     async def scenario() -> None:
         overload = configured(model.REJECT_CONNECTIONS, model.DISABLE_KEEPALIVE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,17 +48,37 @@ def test_injected_resource(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(MonitorError):
         monitor.pressure()
+    os.mkfifo(path)
+    with pytest.raises(MonitorError, match="failed to parse"):  # and main goes on
+        monitor.pressure()
 
 
 def test_an_injected_resource_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pressure"
     path.write_text("0.5")
+    os.utime(path, (1, 1))
     monitor = InjectedResourceMonitor(str(path))
     reads = []
     read = monitor._read
     monkeypatch.setattr(monitor, "_read", lambda: reads.append(1) or read())
     assert [monitor.pressure() for _ in range(3)] == [0.5] * 3
     assert reads == [1]
+
+
+def test_an_injected_resource_that_flips_within_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.overload.monitor.SETTLED", 3600)
+    path = tmp_path / "pressure"
+    path.write_text("0")
+    monitor = InjectedResourceMonitor(str(path))
+    now = time.time_ns()
+    for text in ("1", "x", "0"):
+        path.write_text(text)
+        os.utime(path, ns=(now, now))
+        if text == "x":
+            with pytest.raises(MonitorError):
+                monitor.pressure()
+        else:
+            assert monitor.pressure() == int(text)
 
 
 # --- memory
