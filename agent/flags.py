@@ -178,6 +178,7 @@ def describe(flags: Sequence[Flag]) -> str:
         head = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
         kind = "" if flag.is_switch else " int" if isinstance(flag.default, int) else " string"
         shown = ",".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
+        shown = shown.lower() if flag.is_switch else shown
         default = f" (default {shown})" if flag.default not in (False, "", ()) else ""
         rows.append((head + kind, flag.help + default))
     width = max((len(head) for head, _ in rows), default=0)

@@ -183,7 +183,10 @@ def _default_or_next(flag: Flag, named: str, rest: list[str]) -> str:
 
 def usage(program: str) -> str:
     """The help text: one line a flag, its default and its environment variables."""
-    lines = [f"Usage: {program} [flags]", "", "Flags:"]
+    lines = [f"Usage: {program} [flags]"]
+    if program == "istio-iptables":
+        lines.append("       istio-iptables explain --help: what the rules in the kernel do to a packet")
+    lines += ["", "Flags:"]
     for flag in FLAGS:
         name = f"  {'-' + flag.short + ',' if flag.short else '   '} --{flag.name}"
         if flag.kind != "bool":

@@ -55,7 +55,11 @@ def describe(name: bytes, qtype: int, workers: Sequence[tuple[int, Explanation]]
 
 def overview(workers: Sequence[tuple[int, Explanation]]) -> dict[str, Any]:
     """What there is to answer from."""
-    return {"table": workers[0][1]["table"], **_upstream(workers)}
+    document = {"table": workers[0][1]["table"], **_upstream(workers)}
+    for worker in document["workers"]:
+        # No name was asked for: what the cache has of the one that stood in for it is nobody's question.
+        worker["cache"] = {key: value for key, value in worker["cache"].items() if key != "found"}
+    return document
 
 
 def _upstream(workers: Sequence[tuple[int, Explanation]]) -> dict[str, Any]:
@@ -85,14 +89,17 @@ _SOURCES = {"table": "answered from the name table", "upstream": "answered from 
 def _worker_lines(worker: Mapping[str, Any]) -> list[str]:
     cache = worker["cache"]
     lines = [f"worker {worker['worker']}: {worker['active']} queries under way, {worker['queued']} queued"]
-    for entry in cache["found"]:
+    found = cache.get("found", ())
+    for entry in found:
         flags = "".join(f", {flag}" for flag in ("dnssec_ok", "checking_disabled") if entry[flag])
         state = "stale" if entry["stale"] else f"{entry['left_s']:.0f} s left"
         lines.append(f"  cache: {entry['rcode']}, {entry['answers']} answers, {entry['age_s']:.0f} s old, "
                      f"{state}{flags}")
-    if not cache["found"]:
-        lines.append(f"  cache: not in it ({cache['entries']} of {cache['limit']} answers)" if cache["limit"]
-                     else "  cache: off")
+    if not cache["limit"]:
+        lines.append("  cache: off")
+    elif not found:
+        size = f"{cache['entries']} of {cache['limit']} answers"
+        lines.append(f"  cache: not in it ({size})" if "found" in cache else f"  cache: {size}")
     for server in worker["servers"]:
         lines.append(f"  server {server['address']}: {server['state']}, round trip {server['rtt_ms']:.1f} ms, "
                      f"asked {server['asked']}, replies {server['replies']}, failures {server['failures']}, "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from proxy.config.model import RuntimeLayer
 from proxy.config.reader import Reader, Scope, ignore
+from proxy.runtime.values import integer, text
 
 FEATURE = "envoy.reloadable_features."
 REJECT_PATH_WITH_FRAGMENT = f"{FEATURE}http_reject_path_with_fragment"
@@ -142,7 +143,10 @@ def _check(reader: Reader, key: str, value: object) -> None:
 
 def _problem(key: str, value: object) -> str | None:
     """Why a key would have an effect that is missing here; empty: it is not known; None: it may be set."""
-    if re.fullmatch(LIVE, key) or any(re.fullmatch(pattern, key) and test(value) for pattern, test, _ in HARMLESS):
+    if re.fullmatch(LIVE, key):
+        # Envoy reads anything else as "no limit": a typing error would take a limit away.
+        return None if integer(value) is not None else f"{text(value)!r}: a number of connections is expected"
+    if any(re.fullmatch(pattern, key) and test(value) for pattern, test, _ in HARMLESS):
         return None
     feature = key.removeprefix(FEATURE)
     if feature != key and feature in VISIBLE_FEATURES:

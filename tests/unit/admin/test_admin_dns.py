@@ -97,7 +97,9 @@ def test_without_a_name_what_there_is_to_answer_from() -> None:
     document = json.loads(ask(server, "/dns?format=json").body)
     assert document["table"] == {"loaded": False, "names": 0}
     assert [worker["servers"] for worker in document["workers"]] == [[SERVER], [SERVER]]
-    assert ask(server, "/dns").body.startswith("name table: none yet\nworker 0: 1 queries under way, 2 queued\n")
+    assert [worker["cache"] for worker in document["workers"]] == [{"entries": 7, "bytes": 99, "limit": 100}] * 2
+    assert ask(server, "/dns").body.startswith(
+        "name table: none yet\nworker 0: 1 queries under way, 2 queued\n  cache: 7 of 100 answers\n  server ")
 
 
 def test_no_worker_answers() -> None:

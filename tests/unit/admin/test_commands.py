@@ -166,6 +166,10 @@ def test_runtime_layers() -> None:
     ("circuit_breakers.a.default.max_requests=1", 400,
      "circuit_breakers.a.default.max_requests: circuit breakers from the runtime are not supported yet; "
      "set circuit_breakers\n"),
+    ("x=1&overload.global_downstream_max_connections=1OO", 400,
+     "overload.global_downstream_max_connections: '1OO': a number of connections is expected\n"),
+    ("envoy.resource_limits.listener.main.connection_limit=-1", 400,
+     "envoy.resource_limits.listener.main.connection_limit: '-1': a number of connections is expected\n"),
     ("x=" + "y" * 5000, 400, "x: at most 4096 characters are expected in a key or a value\n"),
     ("&".join(f"k{n}=1" for n in range(100)), 400, "at most 99 keys can be changed at once\n"),
 ])

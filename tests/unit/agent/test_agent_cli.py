@@ -109,6 +109,7 @@ def test_help() -> None:
     assert proxy.returncode == 0
     assert proxy.stdout == run("help", "proxy").stdout
     assert all(f"--{flag.name}" in proxy.stdout for flag in PROXY_FLAGS)
+    assert "profiling paths on the status port (default true)\n" in proxy.stdout
 
 
 @pytest.mark.parametrize("name", ["istio-iptables", "istio-clean-iptables"])

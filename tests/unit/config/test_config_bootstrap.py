@@ -86,6 +86,8 @@ def test_keys_without_effect_pass_silently(layer: Json) -> None:
     ({"overload.something_else": 1000}, "this setting from the runtime is not supported yet"),
     ({"envoy.reloadable_features.strict_chunk_parsing": True},
      "this feature flag is not supported yet; supported: false"),
+    ({"overload.global_downstream_max_connections": "many"}, "'many': a number of connections is expected"),
+    ({"envoy.resource_limits.listener.a.connection_limit": True}, "'true': a number of connections is expected"),
     ({"upstream.use_retry": 0}, "upstream settings from the runtime are not supported yet"),
     ({"circuit_breakers.c1.default.max_connections": 5}, "circuit breakers from the runtime are not supported yet"),
     ({"list": [1]}, "Invalid runtime entry value for list"),

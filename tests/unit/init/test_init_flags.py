@@ -108,3 +108,5 @@ def test_every_flag_and_variable_is_in_the_help() -> None:
         assert f"--{flag.name}" in text
         assert all(f"${variable}" in text for variable in flag.variables)
     assert all(variable in text for variable in VARIABLES)
+    assert "istio-iptables explain --help" in text
+    assert "explain" not in usage("istio-clean-iptables")
