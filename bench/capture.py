@@ -6,6 +6,7 @@ start is part of what is measured, as it is in a pod.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -70,8 +71,11 @@ def measure(case: Case) -> tuple[list[float], list[float], list[float]]:
     return first, again, restore
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line a case; 1 when the target is missed."""
+    argparse.ArgumentParser(prog="python -m bench.capture", description=(__doc__ or "").partition("\n")[0]).parse_args(
+        arguments
+    )
     if os.geteuid() != 0:
         print("bench.capture: needs root for network namespaces: left out", file=sys.stderr)
         return 0
