@@ -46,7 +46,7 @@ def active(statistics: Mapping[str, int], own_ports: frozenset[int]) -> dict[str
     `own_ports` are theirs. Raises NoCount for an answer that cannot be one.
     """
     if statistics.get(WITNESS, 0) < 1:
-        raise NoCount(f"the statistics of the proxy have no {WITNESS}")
+        raise NoCount(f"the statistics of the proxy have no {WITNESS}: its stats_config has to let it pass")
     found: dict[str, int] = {}
     for name, value in statistics.items():
         match = _STATISTIC.fullmatch(name)

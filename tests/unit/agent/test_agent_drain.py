@@ -242,7 +242,7 @@ def test_failed_and_empty_answers_are_no_zero(answer: Exception | None, lines: l
         assert scene.drain.report()["error"] == ""
 
     play(scenario)
-    why = "refused" if answer else f"the statistics of the proxy have no {WITNESS}"
+    why = "refused" if answer else f"the statistics of the proxy have no {WITNESS}: its stats_config has to let it pass"
     assert f"warn: connections cannot be counted: {why}" in lines
 
 
