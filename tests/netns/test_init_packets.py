@@ -66,7 +66,7 @@ CASES = (
             Row((1000, 1337), "server", APPLICATION, "server"),
             Row((1337, 1000), "server", APPLICATION, "server"),
             Row(APP, "server", APPLICATION, "outbound", groups=(1337,)),  # supplementary groups do not count
-            # T8: calls to the own pod
+            # calls to the own pod
             Row(APP, "pod", APPLICATION, "application"),
             Row(APP, "lo", APPLICATION, "application"),
             Row(APP, "127.0.0.2", APPLICATION, "application", versions=(4,)),
@@ -74,17 +74,17 @@ CASES = (
             Row(PROXY, "pod", TUNNEL, "tunnel"),
             Row(PROXY, "lo", APPLICATION, "application"),
             Row((1000, 1337), "pod", APPLICATION, "application"),
-            # T14: passthrough address
+            # passthrough address
             Row(PROXY, "127.0.0.6", APPLICATION, "inbound", versions=(4,)),
-            # T13: UDP is never redirected
+            # UDP is never redirected
             Row(APP, "server", DNS, "resolver", udp=True),
             outside("pod", APPLICATION, "inbound"),
             outside("pod", SECOND, "inbound"),
-            outside("pod", TUNNEL, "tunnel"),  # T6
+            outside("pod", TUNNEL, "tunnel"),
         ),
     ),
     Case(
-        "several identities: later ones are shadowed (T9)",
+        "several identities: later ones are shadowed",
         ("-u", "3,4", "-g", "5", "-b", "*", "-i", "*"),
         (
             Row((3, 1000), "pod", APPLICATION, "inbound"),
@@ -96,7 +96,7 @@ CASES = (
         ),
     ),
     Case(
-        "an excluded range beats an included port (T1)",
+        "an excluded range beats an included port",
         ("-u", "1337", "-x", f"{SERVER[4]}/24,{SERVER[6]}/64", "-q", str(APPLICATION), "-i", ""),
         (
             Row(APP, "server", APPLICATION, "server"),
@@ -106,7 +106,7 @@ CASES = (
         ),
     ),
     Case(
-        "an excluded port beats everything, self-calls too (T1, T2)",
+        "an excluded port beats everything, self-calls too",
         ("-u", "1337", "-i", "*", "-q", f"{APPLICATION}", "-o", f"{APPLICATION}", "-b", "*"),
         (
             Row(APP, "server", APPLICATION, "server"),
@@ -116,7 +116,7 @@ CASES = (
     ),
     Case(
         "inbound ports and ranges of them",
-        ("-u", "1337", "-b", f"{APPLICATION - 1}:{APPLICATION}", "-d", f"{APPLICATION}"),  # T5: -d is ignored
+        ("-u", "1337", "-b", f"{APPLICATION - 1}:{APPLICATION}", "-d", f"{APPLICATION}"),  # -d is ignored
         (
             outside("pod", APPLICATION, "inbound"),
             outside("pod", SECOND, "second"),
@@ -128,9 +128,9 @@ CASES = (
         ("-u", "1337", "-b", "*", "-d", f"22,{APPLICATION - 1}:{APPLICATION}"),
         (outside("pod", APPLICATION, "application"), outside("pod", SECOND, "inbound")),
     ),
-    Case("nothing asked for, nothing captured (T4)", ("-u", "1337"), (Row(APP, "server", APPLICATION, "server"),)),
+    Case("nothing asked for, nothing captured", ("-u", "1337"), (Row(APP, "server", APPLICATION, "server"),)),
     Case(
-        "a captured loopback address removes the exemption of lo (T12)",
+        "a captured loopback address removes the exemption of lo",
         ("-u", "1337", "-i", "127.1.2.3/32", "-b", "*"),
         (
             Row(APP, "127.1.2.3", APPLICATION, "outbound", versions=(4,)),
@@ -159,17 +159,17 @@ CASES = (
         {"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2001"},
     ),
     Case(
-        "an excluded interface is exempt in both directions (T16)",
+        "an excluded interface is exempt in both directions",
         (*EVERYTHING, "-c", "eth0,absent0"),
         (Row(APP, "server", APPLICATION, "server"), outside("pod", APPLICATION, "application")),
     ),
     Case(
-        "what comes in by a virtual interface is outbound (T15)",
+        "what comes in by a virtual interface is outbound",
         ("-u", "1337", "-b", "*", "-k", "eth0", "-i", f"{SERVER[4]}/24,{SERVER[6]}/64"),
         (outside("pod", APPLICATION, "outbound"),),
     ),
     Case(
-        "DNS to the resolvers of resolv.conf (T10, T11)",
+        "DNS to the resolvers of resolv.conf",
         (*EVERYTHING, "--redirect-dns"),
         (
             Row(APP, "server", DNS, "dns proxy", udp=True),
@@ -208,7 +208,7 @@ CASES = (
         (
             outside("pod", APPLICATION, "inbound"),
             outside("pod", SECOND, "second"),
-            outside("pod", TUNNEL, "inbound"),  # T6
+            outside("pod", TUNNEL, "inbound"),
             Row(APP, "server", APPLICATION, "outbound"),
             Row(PROXY, "server", APPLICATION, "server"),
             Row(APP, "pod", APPLICATION, "application"),
@@ -280,7 +280,7 @@ def test_queries_of_proxy_and_application_from_one_port_are_not_one_connection(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_dual_stack_ipv6_is_left_alone(world: World, backend: str) -> None:
-    """T25: rules of nft that name no family would capture it."""
+    """Rules of nft that name no family would capture it."""
     installed(world, backend, *EVERYTHING, "--redirect-dns", "--dual-stack=false")
     assert world.sends(SERVER[4], APPLICATION).name == "outbound"  # type: ignore[union-attr]
     assert world.sends(SERVER[6], APPLICATION).name == "server"  # type: ignore[union-attr]
