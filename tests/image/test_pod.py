@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.mesh_pod import CALL, POD, PORT, Client, serving
+from tests.e2e.mesh_pod import CALL, OUTSIDE, POD, PORT, Client, serving
 from tests.image.pod import CONFIG, SIDECAR, Pod
 from tests.image.podman import Podman
 from tests.netns.netns import Namespace, require
@@ -105,7 +105,7 @@ def test_requests_in_both_directions(sidecar: Pod) -> None:
     client = Client(sidecar.outside, POD)
 
     async def play() -> str:
-        async with serving(sidecar.outside):
+        async with serving(sidecar.outside, (OUTSIDE,)):
             await client.get("/in")
             client.close()
             return (await asyncio.to_thread(sidecar.podman.execute, "app", "python3", "-c", CALL)).stdout
