@@ -77,6 +77,10 @@ class Child:
         """Processor time of all members so far, in the unit of /proc/stat."""
         return sum(cpu_jiffies(pid) for pid in self.members())
 
+    def cpu_nanoseconds(self) -> int:
+        """The same, exact; of members that are still there. Raises ProcessError where the kernel does not tell."""
+        return sum(map(cpu_nanoseconds, self.members()))
+
     def interrupt(self) -> None:
         """SIGINT, and wait: for programs that write their result then. Raises ProcessError when it does not end."""
         self._popen.send_signal(signal.SIGINT)
@@ -175,6 +179,18 @@ def cpu_jiffies(pid: int) -> int:
         return 0
     fields = stat.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def cpu_nanoseconds(pid: int) -> int:
+    """User and system time of all threads of a process, 0 when it is gone. Raises ProcessError as above."""
+    total = 0
+    for thread in Path("/proc", str(pid), "task").glob("*"):
+        try:
+            total += int((thread / "schedstat").read_text().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            if thread.exists():
+                raise ProcessError("/proc/PID/task/TID/schedstat is missing: no CONFIG_SCHED_INFO") from None
+    return total
 
 
 def free_port() -> int:

@@ -36,6 +36,17 @@ class Ratio:
     high: float
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Where the median of all such values lies with 95% confidence (sign test); None: fewer than six are too few."""
+    ordered = sorted(values)
+    size = len(ordered)
+    outside, tail = 0, 1
+    while 2 * tail <= 0.05 * 2**size:
+        outside += 1
+        tail += math.comb(size, outside)
+    return (ordered[outside - 1], ordered[size - outside]) if outside else None
+
+
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     """Ratio pair by pair. Raises ValueError unless both have the same, non-zero length and no denominator is 0."""
     if len(numerators) != len(denominators):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,8 +113,7 @@ def start(
         port = run.upstream_port
         return Running(subject, config.Ports(port, port, port), None, None)
     ports = config.Ports(free_port(), free_port(), free_port())
-    directory = run.directory / f"{subject.name}-{ports.http}"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix=f"{subject.name}-", dir=run.directory))
     output = directory / "stdout"
     log = (output if subject.kind == HAPROXY else directory / "access.log") if access_log else None
     child = Child(

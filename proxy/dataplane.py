@@ -50,7 +50,7 @@ class DataPlane:
         if pools is None:
             self.context.limits = WorkerLimits(make_pools(bootstrap, 1, SPARE), 0)
         else:
-            self.context.limits = WorkerLimits(pools, worker)
+            self.context.limits = WorkerLimits(pools, worker, loop.call_later)
         self.clusters = ClusterManager(self.context)
         self.listeners = ListenerManager(self.context)
         self.dns: DnsServer | None = None

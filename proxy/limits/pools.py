@@ -11,7 +11,7 @@ import mmap
 import resource
 from typing import NamedTuple
 
-from proxy.limits.tokens import MOST, Pool, words_needed
+from proxy.limits.tokens import MOST, Later, Pool, words_needed
 
 GLOBAL = "global"
 SPARE = 32
@@ -132,11 +132,12 @@ class Pools:
 
 
 class WorkerPools:
-    """The pools of one worker that are in use."""
+    """The pools of one worker that are in use; ``later`` as for `Pool.attach`."""
 
-    def __init__(self, pools: Pools, worker: int) -> None:
+    def __init__(self, pools: Pools, worker: int, later: Later | None = None) -> None:
         self._pools = pools
         self._worker = worker
+        self._later = later
         self.in_use: dict[str, Pool] = {}
         """By the key of the limit."""
         self.apply(pools.order())
@@ -149,7 +150,7 @@ class WorkerPools:
             if key in self.in_use:
                 pool.enforce(binds)
             else:
-                pool.attach(self._worker, binds)
+                pool.attach(self._worker, binds, self._later)
                 self.in_use[key] = pool
                 new.add(key)
         return new

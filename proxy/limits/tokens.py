@@ -10,6 +10,11 @@ writes, so main can give back what a killed worker held. Always, at rest::
 nobody asked for, while all tokens were held. Whoever takes a token pays debt first, so nobody gets in before there is
 room, and the first one does who comes when there is.
 
+These are system calls and stores to shared memory, several percent of what a new connection costs. So while there is
+ample room (``ROOM``) a worker keeps the tokens of connections that have ended for a moment (a *window*), as *spare*
+places for the next ones: plain numbers of its own. Its word counts them as held until they are given back. Close to the
+limit there are none: there a place is free for all workers before the client sees its end.
+
 A worker may be killed in the middle of an operation; its word says so (``BUSY``), and what is lost then is whatever
 the equation lacks (``audit``). Until that is known the limit is too low, never too high.
 
@@ -20,23 +25,24 @@ System V semaphores with SEM_UNDO would need no audit, but cost three times as m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import eventfd_read as _read
 from os import eventfd_write as _write
 from pathlib import Path
+from typing import Protocol
 
 HELD = (1 << 24) - 1
 """The part of a word that counts connections: more than any process may have descriptors."""
 STEP = 1 << 24
 """One operation; they are numbered so that an audit sees whether anything has happened meanwhile."""
-CHARGED = 1 << 61
-"""What the worker holds are tokens; without it, it only counts."""
-BUSY = 1 << 63
-"""An operation is under way."""
 _OVERFLOW = 1 << 60
 """Numbers of operations begin again here."""
 _SOMETIMES = 15 * STEP
 """Zero in every sixteenth operation."""
+CHARGED = 1 << 61
+"""What the worker holds are tokens; without it, it only counts."""
+BUSY = 1 << 63
+"""An operation is under way."""
 
 NO_LIMIT = 1 << 62
 
@@ -47,10 +53,32 @@ LEFT_TO_TAKERS = 4096
 """Tokens; retiring them costs whoever takes the next one some milliseconds."""
 MOST = 1 << 20
 """The highest limit of a pool. Tokens are retired one by one, which takes more than half a second for so many."""
+WINDOW = 0.02
+"""Seconds after which a worker says how many connections it has, and gives spare tokens back, at the latest."""
+SHORTEST = 0.005
+"""Seconds that a window for tokens must last to be worth it."""
+FASTEST = 30_000
+"""Connections a second that a worker could accept at most."""
+MOST_SPARE = 63
+"""Tokens that a worker may have spare."""
+ROOM = MOST_SPARE + int(FASTEST * SHORTEST)
+"""Free places for each worker, without which no token may be spare: others could need one before it is given back, and
+be refused though there is room."""
+_EVERY_PLACE = 1 << 63
+
+_OWN_LIMIT, _DEBT_SEEN, _ISSUED = range(3)
+_HEADER = 3
 
 
-_OWN_LIMIT, _DEBT_SEEN = range(2)
-_HEADER = 2
+class Timer(Protocol):
+    """asyncio.TimerHandle."""
+
+    def cancel(self) -> None:
+        """Do not call."""
+
+
+Later = Callable[[float, Callable[[], None]], Timer]
+"""Runs a callback after so many seconds (loop.call_later)."""
 
 
 def words_needed(workers: int) -> int:
@@ -72,13 +100,18 @@ class Pool:
 
     Main makes it before the fork and calls ``set_limit``, ``reap`` and ``audit``; a worker calls ``attach``, then
     ``take``, ``charge`` and ``release``. A single worker needs no tokens: the limit is compared with its count.
+
+    Of the places that a worker has in hand some may be spare, which is nobody's business but its own; the others are
+    connections. It has places as long as a window is open: tokens where it holds those, else as many as it may fill.
     """
 
-    __slots__ = ("_at", "_charged", "_debt", "_free", "_header", "_own_peak", "_peak", "_peaks", "_refusals", "_word",
-                 "_words", "issued", "lost", "workers")
+    __slots__ = ("_alone", "_at", "_charged", "_debt", "_free", "_hand", "_header", "_later", "_own_peak", "_peak",
+                 "_peaks", "_refusals", "_room", "_window", "_word", "_words", "issued", "keep", "lost", "spare",
+                 "workers")
 
     def __init__(self, memory: memoryview, workers: int) -> None:
         self.workers = workers
+        self._alone = workers == 1
         self._header = memory[:_HEADER]
         self._words = memory[_HEADER:_HEADER + workers]
         self._peaks = memory[_HEADER + workers:_HEADER + 2 * workers]
@@ -102,6 +135,16 @@ class Pool:
         self._peak = 0
         self._own_peak = 0
         self._charged = False
+        self._hand = 0
+        """Connections, and spare places."""
+        self.spare = 0
+        """A worker: places that may be filled without asking."""
+        self.keep = 0
+        """A worker: spare places that there may be."""
+        self._room = -1
+        """Connections up to which places may be spare."""
+        self._later: Later | None = None
+        self._window: Timer | None = None
 
     @property
     def pool(self) -> Pool:
@@ -120,18 +163,48 @@ class Pool:
 
     # --- a worker ---------------------------------------------------------------------------------------------------
 
-    def attach(self, worker: int, charged: bool) -> None:
-        """Become the pool of one worker, which holds nothing. ``charged``: a limit is in force."""
+    def attach(self, worker: int, charged: bool, later: Later | None = None) -> None:
+        """Become the pool of one worker, which holds nothing. ``charged``: a limit is in force.
+
+        ``later`` closes windows; without it none is opened.
+        """
         self._at = worker
-        self._charged = charged and self.workers > 1
-        self._word = self._words[worker] = CHARGED if self._charged else 0
+        self._charged = charged and not self._alone
+        self._hand = self.spare = self.keep = 0
+        self._later = later
+        self._window = None
         self._peak = self._peaks[worker]
         self._own_peak = 0
+        self._room = self._room_for_spares()
+        self._word = self._words[worker] = CHARGED if self._charged else 0
+
+    def _room_for_spares(self) -> int:
+        return self._header[_ISSUED] - ROOM * self.workers if self._charged else NO_LIMIT
 
     def take(self) -> bool:
         """Count one more connection if the limit allows it."""
-        at, words, word = self._at, self._words, self._word
+        if self.spare:
+            self.spare -= 1
+            return True
+        return self.find_place()
+
+    def release(self) -> None:
+        """A connection is over."""
+        if self.spare < self.keep:
+            self.spare += 1
+        else:
+            self.give_place()
+
+    @property
+    def held(self) -> int:
+        """Connections of this worker."""
+        return self._hand - self.spare
+
+    def find_place(self) -> bool:
+        """``take`` when no place is spare."""
+        word = self._word
         if self._charged:
+            at, words = self._at, self._words
             words[at] = word | BUSY
             try:
                 _read(self._free)
@@ -140,21 +213,91 @@ class Pool:
             except BlockingIOError:
                 self._word = words[at] = word + STEP
                 return self._refuse()
+            self._hand += 1
             self._word = words[at] = word + (STEP + 1)
-        elif word & HELD >= self._header[_OWN_LIMIT]:
-            return self._refuse()
+        elif self._open_window():
+            self.spare -= 1
+            return True
         else:
-            self._word = words[at] = word + (STEP + 1)
+            self.settle()
+            if self._hand >= self._header[_OWN_LIMIT]:
+                return self._refuse()
+            self._hand += 1
+            self._say()
         # What all hold is added up where it is likely to be more than ever: more here than ever, or a refusal.
-        if word & HELD >= self._own_peak or not word & _SOMETIMES:
-            self._own_peak = max(self._own_peak, (word & HELD) + 1)
-            self._note_peak()
+        if self._hand > self._own_peak or not word & _SOMETIMES:
+            self._now_and_then()
         return True
+
+    def give_place(self) -> None:
+        """``release`` when no more places may be spare."""
+        if self._hand - self.spare <= self._room and self._open_window():
+            self.spare += 1
+        elif self._charged:
+            self._give_tokens(1)
+        else:
+            self._hand -= 1
+            self._say()
+
+    def _give_tokens(self, count: int) -> None:
+        at, words, word = self._at, self._words, self._word - count
+        self._hand -= count
+        # Fewer held before more are free: whoever adds up sees too little, never too much.
+        words[at] = word | BUSY
+        _write(self._free, count)
+        self._word = words[at] = word + STEP
+
+    def _open_window(self) -> bool:
+        """For a moment nobody has to know what happens here, if that cannot be in anybody's way."""
+        if self._window is not None or self._later is None:
+            return False
+        if self._charged:
+            more_room = self._room - (sum(self._words) & HELD)
+            if more_room < 0 or self._header[_DEBT_SEEN]:
+                return False
+            self.keep = MOST_SPARE
+            seconds = min(WINDOW, SHORTEST + more_room / (FASTEST * self.workers))
+        else:
+            places = self._header[_OWN_LIMIT] - self._hand
+            if places <= 0:
+                return False
+            self._hand += places
+            self.spare = places
+            self.keep = _EVERY_PLACE
+            seconds = WINDOW
+        self._window = self._later(seconds, self.settle)
+        return True
+
+    def settle(self) -> None:
+        """Give spare places back, and let everybody know how many connections there are."""
+        if self._window is None:
+            return
+        self._window.cancel()
+        self._window = None
+        self.keep = 0
+        spare, self.spare = self.spare, 0
+        if not self._charged:
+            self._hand -= spare
+            self._say()
+        elif spare:
+            self._give_tokens(spare)
+        self._now_and_then()
+
+    def _say(self) -> None:
+        """Where there are no tokens: what is held, as everybody sees it."""
+        word = (self._word & ~HELD) + STEP | self._hand
+        self._word = self._words[self._at] = word
 
     def _refuse(self) -> bool:
         self._refusals[self._at] += 1
         self._note_peak()
         return False
+
+    def _now_and_then(self) -> None:
+        self._own_peak = max(self._own_peak, self._hand)
+        if self._word & _OVERFLOW:
+            self._word = self._words[self._at] = self._word & (HELD | CHARGED)
+        self._note_peak()
 
     def _note_peak(self) -> None:
         if sum(self._words) & HELD > self._peak and (held := self._look()) is not None and held > self._peak:
@@ -184,11 +327,13 @@ class Pool:
 
     def charge(self, count: int = 1) -> None:
         """Count connections that are there whether or not the limit allows it."""
-        words, word = self._words, self._word
-        words[self._at] = word | BUSY
+        self.settle()
+        at, words, word = self._at, self._words, self._word
+        words[at] = word | BUSY
         if self._charged and count:
             self._owe(count)
-        self._settled(word + count)
+        self._hand += count
+        self._word = words[at] = word + STEP + count
         self._note_peak()
 
     def _owe(self, count: int) -> None:
@@ -197,39 +342,28 @@ class Pool:
         _write(self._debt, count)
         header[_DEBT_SEEN] = 1  # main may have cleared it in between (tidy)
 
-    def release(self) -> None:
-        """A connection is over."""
-        at, words, word = self._at, self._words, self._word - 1
-        if self._charged:
-            # Fewer held before more are free: whoever adds up sees too little, never too much.
-            words[at] = word | BUSY
-            _write(self._free, 1)
-            word += STEP
-        if word & _OVERFLOW:
-            word &= HELD | CHARGED
-        self._word = words[at] = word
-
     def enforce(self, limited: bool) -> None:
-        """A limit comes into force (what is held becomes tokens, or debt), or there is none any more."""
-        if self.workers == 1 or limited == self._charged:
+        """The limit has changed: it comes into force (what is held becomes tokens, or debt), or there is none any more.
+        """
+        self.settle()
+        if self._alone or limited == self._charged:
+            self._room = self._room_for_spares()
             return
         word = self._word
         self._words[self._at] = word | BUSY | CHARGED
-        if held := word & HELD:
+        if self._hand:
             if limited:
-                self._owe(held)
+                self._owe(self._hand)
             else:
-                _write(self._free, held)
+                _write(self._free, self._hand)
         self._charged = limited
-        self._settled(word ^ CHARGED)
-
-    def _settled(self, word: int) -> None:
-        self._word = self._words[self._at] = word + STEP
+        self._room = self._room_for_spares()
+        self._word = self._words[self._at] = (word ^ CHARGED) + STEP
 
     # --- main -------------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int | None) -> None:
-        """Allow so many; None: no limit. Workers have to hear of it when a limit comes or goes (``enforce``).
+        """Allow so many; None: no limit. Workers have to hear of it (``enforce``).
 
         Nobody is cut: while more are there than allowed, nobody else gets in.
         """
@@ -239,7 +373,7 @@ class Pool:
         if limit is None:
             return  # workers stop asking for the tokens; they stay for the next limit
         more = limit - self.issued
-        self.issued = limit
+        self.issued = self._header[_ISSUED] = limit
         if more > 0:
             _write(self._free, more)
         elif rest := self._retire(-more):

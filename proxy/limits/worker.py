@@ -16,7 +16,7 @@ from proxy.limits.rules import exempt
 
 if TYPE_CHECKING:
     from proxy.config.model import Listener
-    from proxy.limits.tokens import Pool
+    from proxy.limits.tokens import Later, Pool
     from proxy.listener.connection import Connection
     from proxy.listener.listener import ActiveListener
     from proxy.stats.groups import ListenerStats
@@ -27,7 +27,11 @@ MOST_CLIENTS = 10_000
 
 
 class Place(Protocol):
-    """What a connection is charged to."""
+    """What a connection is charged to. A place is given up by adding one to ``spare`` if that is below ``keep``, else
+    by ``give_place`` (see `tokens.Pool.release`)."""
+
+    spare: int
+    keep: int
 
     @property
     def pool(self) -> Pool:
@@ -35,6 +39,9 @@ class Place(Protocol):
 
     def release(self) -> None:
         """The connection is over."""
+
+    def give_place(self) -> None:
+        """The same, where no place can be kept."""
 
 
 Charged = tuple[Place, ...]
@@ -47,15 +54,21 @@ class Counted(Protocol):
     charged: Charged
 
 
-Admission = Callable[[socket.socket], Charged | None]
-"""Asked for each accepted socket: what it is charged to, None if it was refused (it is closed and counted then)."""
+Accepted = Callable[[socket.socket, tuple[str, int]], None]
+"""Takes each accepted socket with its peer's name."""
+
+
+class Serve(Protocol):
+    """Takes those sockets on that were not refused."""
+
+    def __call__(self, sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None: ...
 
 
 class WorkerLimits:
-    """One a worker, made before its listeners."""
+    """One a worker, made before its listeners. ``later`` is its loop's call_later (`Pool.attach`)."""
 
-    def __init__(self, pools: Pools, worker: int) -> None:
-        self._pools = WorkerPools(pools, worker)
+    def __init__(self, pools: Pools, worker: int, later: Later | None = None) -> None:
+        self._pools = WorkerPools(pools, worker, later)
 
     def of_listener(self, config: Listener) -> tuple[Pool | None, Pool | None]:
         """The pool of all connections, where the listener is not exempt, and the listener's own."""
@@ -67,7 +80,12 @@ class WorkerLimits:
         return self._pools.in_use[key]
 
     def clients(self, connections: Iterable[Connection]) -> dict[str, list[tuple[str, int]]]:
-        """Who holds the connections that count for each limit: (IP address, connections), the most first."""
+        """Who holds the connections that count for each limit: (IP address, connections), the most first.
+
+        After it the pools show what is in use at this moment.
+        """
+        for pool in self._pools.in_use.values():
+            pool.settle()
         keys = {id(pool): key for key, pool in self._pools.in_use.items()}
         counts: dict[str, Counter[str]] = {}
         for connection in connections:
@@ -101,31 +119,13 @@ class WorkerLimits:
                     connection.charged += (pool,)
 
 
-def admission(listener: ActiveListener, rejects: Callable[[], bool] | None) -> Admission | None:
-    """What a listener asks for each accepted socket; None: nothing."""
-    everything, own = listener.pools
-    if everything is None and own is None and rejects is None:
-        return None
-    return admission_of(everything, rejects, own, listener.stats)
-
-
-def admission_of(everything: Pool | None, rejects: Callable[[], bool] | None, own: Pool | None, stats: ListenerStats
-                 ) -> Admission:
-    """In Envoy's order: the limit of all connections, overload (``rejects``), the listener's own limit."""
+def gate(everything: Pool | None, own: Pool | None, serve: Serve, rejects: Callable[[], bool] | None,
+         stats: ListenerStats) -> Accepted:
+    """Asks everybody who may refuse an accepted socket, in Envoy's order: the limit of all connections, overload
+    (``rejects``), the listener's own limit."""
     charged: Charged = tuple(pool for pool in (everything, own) if pool is not None)
-    if everything is not None and rejects is None and own is None:
-        take = everything.take
 
-        def admit_one(sock: socket.socket) -> Charged | None:
-            if take():
-                return charged
-            stats.downstream_global_cx_overflow += 1
-            sock.close()
-            return None
-
-        return admit_one
-
-    def admit(sock: socket.socket) -> Charged | None:
+    def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
         if everything is not None and not everything.take():
             stats.downstream_global_cx_overflow += 1
         elif rejects is not None and rejects():
@@ -136,11 +136,11 @@ def admission_of(everything: Pool | None, rejects: Callable[[], bool] | None, ow
             if everything is not None:
                 everything.release()
         else:
-            return charged
+            serve(sock, peer, charged)
+            return
         sock.close()
-        return None
 
-    return admit
+    return accepted
 
 
 def discharge(connection: Counted) -> None:

@@ -21,7 +21,7 @@ class Connection:
                  "listener", "local", "remote", "restored", "server_name", "sock", "transport_protocol")
 
     def __init__(self, sock: socket.socket, remote: SocketAddress, local: SocketAddress, listener: ActiveListener,
-                 connection_id: int, now: float) -> None:
+                 connection_id: int, now: float, charged: Charged = ()) -> None:
         self.sock = sock
         self.remote: SocketAddress = remote
         """The peer's address."""
@@ -33,7 +33,7 @@ class Connection:
         """``local`` was restored from the kernel: ORIGINAL_DST clusters may use it."""
         self.listener = listener
         """The listener that owns the connection; changes once at a hand-off."""
-        self.charged: Charged = ()
+        self.charged = charged
         """The limits that it counts for."""
         self.id = connection_id
         self.accepted_at = now

@@ -29,6 +29,8 @@ class FilterLimit:
     """One filter: its pool, its statistics, its switch. A connection is charged to it like to any pool."""
 
     __slots__ = ("_context", "_enabled", "_key", "_pool", "delay", "stats")
+    spare = keep = 0
+    """Its statistics have to know of every connection that ends."""
 
     def __init__(self, config: model.ConnectionLimit, pool: Pool, context: Context) -> None:
         self._context = context
@@ -66,6 +68,8 @@ class FilterLimit:
         """A connection that was counted is gone."""
         self._pool.release()
         self.stats.active_connections -= 1
+
+    give_place = release
 
 
 class ConnectionLimits:

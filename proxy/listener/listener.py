@@ -9,10 +9,10 @@ from __future__ import annotations
 import socket
 from asyncio import TimerHandle
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from proxy.config.model import SocketAddress
-from proxy.limits.worker import Admission, Charged, admission, discharge, transfer
+from proxy.limits.worker import Accepted, Charged, discharge, gate, transfer
 from proxy.listener.accept import ListenSocket
 from proxy.listener.connection import Connection
 from proxy.listener.connection_info import ConnectionInfo
@@ -37,18 +37,9 @@ HandOff = Callable[[SocketAddress], "ActiveListener | None"]
 WILDCARDS = ("0.0.0.0", "::")
 
 
-class Serve(Protocol):
-    """Takes an accepted socket on."""
-
-    def __call__(self, sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None: ...
-
-
-def _gated(admit: Admission, serve: Serve) -> Callable[[socket.socket, tuple[str, int]], None]:
-    def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
-        if (charged := admit(sock)) is not None:
-            serve(sock, peer, charged)
-
-    return accepted
+def refuse(sock: socket.socket, _: tuple[str, int]) -> None:
+    """What happens to an accepted socket before anything else was said."""
+    sock.close()
 
 
 class WorkerShare(ListenerWorkerStats):
@@ -67,7 +58,7 @@ class ActiveListener:
     """One listener at work."""
 
     __slots__ = ("_close_timer", "_drain", "_filter_chains", "_find", "_hand_off", "_ids", "_listener_filters",
-                 "_loggers", "_loop", "_rejects", "_serve", "_sockets", "config", "connections", "context", "draining",
+                 "_loggers", "_loop", "_rejects", "_sockets", "config", "connections", "context", "draining",
                  "ends_keepalive", "pending", "pools", "stat_prefix", "stats", "stopped")
 
     def __init__(self, config: model.Listener, context: Context, hand_off: HandOff) -> None:
@@ -99,8 +90,10 @@ class ActiveListener:
         self._rejects = reject_gate(self)
         self.pools: tuple[Pool | None, Pool | None] = (None, None)
         """The limit of all connections, and this listener's own."""
-        self._serve: list[Serve] = []
-        self._sockets = [self._socket(a) for a in config.addresses] if config.bind_to_port else []
+        # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
+        per_event = config.max_connections_to_accept_per_socket_event if options.concurrency > 1 else 0
+        self._sockets = [ListenSocket(context.loop, address, config.tcp_backlog_size, per_event, refuse)
+                         for address in config.addresses] if config.bind_to_port else []
         self.limits_changed()
         watch_listener(self)
 
@@ -116,25 +109,47 @@ class ActiveListener:
 
     # Sockets
 
-    def _socket(self, address: SocketAddress) -> ListenSocket:
-        config = self.config
-        wildcard = address.host in WILDCARDS
-
-        def serve(sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None:
-            self._accepted(sock, peer, None if wildcard else listen_socket.address, charged)
-
-        # The limit spreads a burst of connections over the workers; a single worker has nobody to share with.
-        per_event = config.max_connections_to_accept_per_socket_event if self.context.options.concurrency > 1 else 0
-        listen_socket = ListenSocket(self._loop, address, config.tcp_backlog_size, per_event, serve)
-        self._serve.append(serve)
-        return listen_socket
-
     def limits_changed(self) -> None:
         """Compose what happens to an accepted socket; who is accepted from now on is charged to these limits."""
         self.pools = (None, None) if self.context.limits is None else self.context.limits.of_listener(self.config)
-        admit = admission(self, self._rejects)
-        for listen_socket, serve in zip(self._sockets, self._serve, strict=True):
-            listen_socket.accepted = serve if admit is None else _gated(admit, serve)
+        for listen_socket in self._sockets:
+            listen_socket.accepted = self._accepting(listen_socket)
+
+    def _accepting(self, listen_socket: ListenSocket) -> Accepted:
+        everything, own = self.pools
+        wildcard = listen_socket.address.host in WILDCARDS
+        filters, context, loop, ids = self._listener_filters, self.context, self._loop, self._ids
+        # The usual single limit is asked right here: each call more costs a third of a percent of a connection.
+        pool = everything if own is None and self._rejects is None else None
+        charged_to: Charged = () if pool is None else (pool,)
+
+        def serve(sock: socket.socket, peer: tuple[str, int], charged: Charged = charged_to) -> None:
+            if pool is not None:
+                if pool.spare:
+                    pool.spare -= 1
+                elif not pool.find_place():
+                    self.stats.downstream_global_cx_overflow += 1
+                    sock.close()
+                    return
+            if wildcard:
+                try:
+                    local = SocketAddress(*sock.getsockname()[:2])
+                except OSError:
+                    for place in charged:
+                        place.release()
+                    sock.close()
+                    return
+            else:
+                local = listen_socket.address
+            connection = Connection(sock, SocketAddress(peer[0], peer[1]), local, self, next(ids), loop.time(), charged)
+            if filters is None:
+                self._new_connection(connection)
+            else:
+                ActiveTcpSocket(connection, self, filters, context, self._after_filters).run()
+
+        if own is None and self._rejects is None:
+            return serve
+        return gate(everything, own, serve, self._rejects, self.stats)
 
     def bind(self) -> None:
         """Bind every address. Raises accept.BindError."""
@@ -172,24 +187,6 @@ class ActiveListener:
             yield pending.connection, None
 
     # The way of a connection
-
-    def _accepted(self, sock: socket.socket, peer: tuple[str, int], local: SocketAddress | None,
-                  charged: Charged) -> None:
-        if local is None:
-            try:
-                local = SocketAddress(*sock.getsockname()[:2])
-            except OSError:
-                for pool in charged:
-                    pool.release()
-                sock.close()
-                return
-        connection = Connection(sock, SocketAddress(peer[0], peer[1]), local, self, next(self._ids), self._loop.time())
-        if charged:
-            connection.charged = charged
-        if self._listener_filters is None:
-            self._new_connection(connection)
-        else:
-            ActiveTcpSocket(connection, self, self._listener_filters, self.context, self._after_filters).run()
 
     def _after_filters(self, connection: Connection) -> None:
         """Hand the connection to the listener that its destination belongs to, or keep it."""
@@ -254,8 +251,11 @@ class ActiveListener:
 
     def connection_closed(self, connection: Connection, now: float) -> None:
         """A connection of this listener is gone; called once by its network filter."""
-        if connection.charged:
-            discharge(connection)
+        for place in connection.charged:
+            if place.spare < place.keep:  # place.release()
+                place.spare += 1
+            else:
+                place.give_place()
         stats = self.stats
         stats.downstream_cx_active -= 1
         stats.downstream_cx_destroy += 1

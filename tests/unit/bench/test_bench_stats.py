@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from bench.stats import Ratio, median, paired_ratio, percentile
+from bench.stats import Ratio, median, median_interval, paired_ratio, percentile
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,11 @@ from bench.stats import Ratio, median, paired_ratio, percentile
 )
 def test_median(values: list[float], expected: float) -> None:
     assert median(values) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(5, None), (6, (1, 6)), (9, (2, 8)), (12, (3, 10)), (20, (6, 15))])
+def test_where_the_median_lies(count: int, expected: tuple[int, int] | None) -> None:
+    assert median_interval(list(reversed(range(1, count + 1)))) == expected  # tables of the sign test
 
 
 def test_median_agrees_with_the_standard_library() -> None:

@@ -22,20 +22,48 @@ class Killed(BaseException):
     """What SIGKILL would be."""
 
 
-class Family:
-    """Main's pool and that of each worker, in one process: what they share is shared, what they know is their own."""
+class Window:
+    """A worker's timer (tokens.Timer)."""
 
-    def __init__(self, workers: int = WORKERS, limit: int | None = None) -> None:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.over = callback
+        self.of: object = getattr(callback, "__self__", None)
+
+    def cancel(self) -> None:
+        self.over = lambda: None
+
+
+class Family:
+    """Main's pool and that of each worker, in one process: what they share is shared, what they know is their own.
+
+    ``windows``: workers may open some; whoever wants to see the end of one calls ``pass_time``.
+    """
+
+    def __init__(self, workers: int = WORKERS, limit: int | None = None, windows: bool = False) -> None:
+        self.windows: list[Window] | None = [] if windows else None
         memory = memoryview(mmap.mmap(-1, 8 * words_needed(workers))).cast("Q")
         self.main = Pool(memory, workers)
         self.limited = limit is not None
         self.main.set_limit(limit)
-        self.workers = [self.fork(at) for at in range(workers)]
+        self.workers: list[Pool] = []
+        self.workers += map(self.fork, range(workers))
 
     def fork(self, at: int) -> Pool:
         worker = copy.copy(self.main)
-        worker.attach(at, self.limited)
+        if self.windows is not None and at < len(self.workers):
+            self.windows = [window for window in self.windows if window.of is not self.workers[at]]
+        worker.attach(at, self.limited, None if self.windows is None else self.later)
         return worker
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> Window:
+        assert self.windows is not None and tokens.SHORTEST <= seconds <= tokens.WINDOW
+        self.windows.append(Window(callback))
+        return self.windows[-1]
+
+    def pass_time(self) -> None:
+        """All windows are over."""
+        while self.windows:
+            self.windows.pop().over()
 
     def set_limit(self, limit: int | None) -> None:
         """As main does it, with every worker following."""
@@ -234,10 +262,10 @@ def test_numbers_of_operations_begin_again(family: Callable[..., Family]) -> Non
     pools = family(2, 5)
     worker = pools.workers[0]
     takes(worker, 3)
-    worker._word = worker._words[0] = tokens._OVERFLOW | worker._word
-    worker.release()
-    assert worker._words[0] == tokens.CHARGED + 2
-    assert pools.main.in_use == 2
+    worker._word = worker._words[0] = tokens._OVERFLOW | tokens.CHARGED | 3
+    takes(worker, 1)
+    assert worker._words[0] == tokens.CHARGED + 4
+    assert pools.main.in_use == 4
 
 
 def test_the_highest_number_is_seen_where_nobody_holds_more_than_before(family: Callable[..., Family]) -> None:
@@ -291,22 +319,137 @@ def test_an_audit_sees_that_something_happened_meanwhile(family: Callable[..., F
     assert takes(other, 4) == [True, True, True, False]
 
 
+@pytest.fixture
+def no_room_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "ROOM", 0)
+
+
+@pytest.mark.usefixtures("no_room_needed")
+def test_a_spare_token_costs_no_system_call_and_all_that_are_left_one(family: Callable[..., Family]) -> None:
+    pools = family(2, 5, True)
+    one, other = pools.workers
+    takes(one, 4)
+    with killed_at(-1, before=True) as calls:
+        for _ in range(4):
+            one.release()
+        assert takes(one, 1) == [True] and calls == [0]
+        assert (pools.free, one.held, pools.main.in_use) == (1, 1, 4), "main hears of it before long"
+        pools.pass_time()
+        assert calls == [1]
+    assert (pools.free, one.held, pools.main.in_use) == (4, 1, 1)
+    assert takes(other, 5) == [True] * 4 + [False]
+    assert pools.main.highest == 5
+
+
+def test_close_to_the_limit_a_place_is_free_at_once(family: Callable[..., Family]) -> None:
+    room = 2 * tokens.ROOM
+    pools = family(2, room + 2, True)
+    one = pools.workers[0]
+    takes(one, 3)
+    one.release()
+    assert (pools.free, pools.windows) == (room, [])
+    one.release()
+    assert (pools.free, len(pools.windows or ())) == (room, 1)
+    pools.pass_time()
+    assert (pools.free, pools.main.in_use) == (room + 1, 1)
+
+
+@pytest.mark.usefixtures("no_room_needed")
+def test_spare_tokens_are_bounded(family: Callable[..., Family]) -> None:
+    pools = family(2, tokens.MOST_SPARE + 9, True)
+    one = pools.workers[0]
+    takes(one, tokens.MOST_SPARE + 9)
+    for _ in range(tokens.MOST_SPARE + 9):
+        one.release()
+    assert (pools.free, one.held) == (9, 0)
+    pools.pass_time()
+    assert (pools.free, pools.main.in_use) == (tokens.MOST_SPARE + 9, 0)
+
+
+@pytest.mark.usefixtures("no_room_needed")
+def test_there_are_no_spare_tokens_while_there_is_debt(family: Callable[..., Family]) -> None:
+    pools = family(2, 4, True)
+    one, other = pools.workers
+    takes(one, 2)
+    other.charge(1)
+    one.release()
+    assert (pools.windows, pools.free, pools.debt) == ([], 3, 1)
+
+
+@pytest.mark.usefixtures("no_room_needed")
+def test_spare_tokens_of_a_dead_worker_come_back(family: Callable[..., Family]) -> None:
+    pools = family(2, 4, True)
+    takes(pools.workers[0], 3)
+    pools.workers[0].release()
+    pools.replace(0)
+    assert takes(pools.workers[1], 5) == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize(("workers", "limit"), [(1, None), (1, 9), (3, None)])
+def test_without_tokens_everybody_hears_of_it_when_the_window_is_over(family: Callable[..., Family], workers: int,
+                                                                      limit: int | None) -> None:
+    pools = family(workers, limit, True)
+    worker = pools.workers[0]
+    takes(worker, 5)
+    worker.release()
+    assert (worker.held, pools.main.in_use, len(pools.windows or ())) == (4, 0, 1)
+    pools.pass_time()
+    assert (worker.held, pools.main.in_use, pools.main.highest) == (4, 4, 4)
+    takes(worker, 1)
+    worker.settle()
+    assert (worker.held, pools.main.in_use, pools.main.highest) == (5, 5, 5)
+
+
+def test_a_single_worker_at_its_limit(family: Callable[..., Family]) -> None:
+    pools = family(1, 3, True)
+    (worker,) = pools.workers
+    for _ in range(3):
+        assert takes(worker, 5) == [True] * 3 + [False] * 2
+        assert (pools.main.in_use, pools.main.highest) == (3, 3)
+        worker.release()
+        assert takes(worker, 2) == [True, False]
+        pools.pass_time()
+        for _ in range(3):
+            worker.release()
+    pools.set_limit(1)
+    assert takes(worker, 2) == [True, False]
+    worker.charge(2)
+    assert not worker.take()
+    for _ in range(2):
+        worker.release()
+        assert not worker.take()
+    worker.release()
+    assert takes(worker, 2) == [True, False]
+
+
 class Schedule(RuleBasedStateMachine):
     """Any order of operations and deaths, against plain counting."""
 
+    WORKERS = WORKERS
+    WINDOWS = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.pools = Family(WORKERS, 3)
+        self.room, tokens.ROOM = tokens.ROOM, 0
+        self.pools = Family(self.WORKERS, 3, self.WINDOWS)
         self.limit: int | None = 3
-        self.held = [0] * WORKERS
+        self.held = [0] * self.WORKERS
 
     def teardown(self) -> None:
+        tokens.ROOM = self.room
         self.pools.close()
 
-    @rule(at=st.integers(0, WORKERS - 1))
+    def spare(self, worker: Pool) -> int:
+        return worker.spare if worker._charged else 0
+
+    @rule(at=st.integers(0, 99))
     def take(self, at: int) -> None:
-        room = self.limit is None or sum(self.held) < self.limit
-        assert self.pools.workers[at].take() is room
+        at %= self.WORKERS
+        own = self.pools.workers[at]
+        # The spare ones of others are in their way, its own are not.
+        spare = sum(self.spare(worker) for worker in self.pools.workers if worker is not own)
+        room = self.limit is None or sum(self.held) + spare < self.limit
+        assert own.take() is room
         self.held[at] += room
 
     @precondition(lambda self: any(self.held))
@@ -316,9 +459,11 @@ class Schedule(RuleBasedStateMachine):
         self.pools.workers[at].release()
         self.held[at] -= 1
 
-    @rule(at=st.integers(0, WORKERS - 1), count=st.integers(0, 3))
+    @rule(at=st.integers(0, 99), count=st.integers(0, 3))
     def charge(self, at: int, count: int) -> None:
+        at %= self.WORKERS
         self.pools.workers[at].charge(count)
+        self.pools.pass_time()  # else ROOM has to be enough for it
         self.held[at] += count
 
     @rule(limit=st.one_of(st.none(), st.integers(0, 6)))
@@ -327,17 +472,26 @@ class Schedule(RuleBasedStateMachine):
         self.limit = limit
 
     @rule()
+    def pass_time(self) -> None:
+        self.pools.pass_time()
+        assert not any(worker._window for worker in self.pools.workers)
+        assert self.pools.main.in_use == sum(self.held)
+        assert self.pools.main.highest >= sum(self.held)
+
+    @rule()
     def tidy(self) -> None:
         self.pools.main.tidy()
 
-    @rule(at=st.integers(0, WORKERS - 1))
+    @rule(at=st.integers(0, 99))
     def die(self, at: int) -> None:
+        at %= self.WORKERS
         self.pools.replace(at)
         self.held[at] = 0
 
-    @rule(at=st.integers(0, WORKERS - 1), call=st.integers(0, 4), before=st.booleans(),
-          what=st.sampled_from(["take", "release", "charge"]))
+    @rule(at=st.integers(0, 99), call=st.integers(0, 5), before=st.booleans(),
+          what=st.sampled_from(["take", "release", "charge", "settle"]))
     def die_at_work(self, at: int, call: int, before: bool, what: str) -> None:
+        at %= self.WORKERS
         worker = self.pools.workers[at]
         if what == "release" and not self.held[at]:
             return
@@ -352,11 +506,29 @@ class Schedule(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         pools = self.pools
-        held = sum(self.held) if pools.limited else 0
-        assert pools.free + held - pools.debt == pools.main.issued
-        assert pools.main.in_use == sum(self.held)
+        assert [worker.held for worker in pools.workers] == self.held
+        if self.WORKERS > 1:
+            in_hand = sum(self.held) + sum(self.spare(worker) for worker in pools.workers) if pools.limited else 0
+            assert pools.free + in_hand - pools.debt == pools.main.issued
+        if not any(worker._window for worker in pools.workers):
+            assert pools.main.in_use == sum(self.held)
         assert not any(word & tokens.BUSY for word in pools.main._words)
 
 
+class ScheduleWithWindows(Schedule):
+    """The same, with places that are spare for a moment."""
+
+    WINDOWS = True
+
+
+class ScheduleOfOne(ScheduleWithWindows):
+    """A single worker has no tokens."""
+
+    WORKERS = 1
+
+
 TestSchedule = Schedule.TestCase
-TestSchedule.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestScheduleWithWindows = ScheduleWithWindows.TestCase
+TestScheduleOfOne = ScheduleOfOne.TestCase
+TestSchedule.settings = TestScheduleWithWindows.settings = TestScheduleOfOne.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None)

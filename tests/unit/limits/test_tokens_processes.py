@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import pytest
 
+from proxy.limits import tokens
 from proxy.limits.tokens import Pool, eventfd_count, words_needed
 
 WORKERS, LIMIT = 4, 5
@@ -25,15 +26,25 @@ ONE_TOO_MANY = 3
 """Exit code."""
 
 
-def work(pool: Pool, at: int, folder: Path, seed: int, parent: int) -> NoReturn:
+class Never:
+    """A timer: this worker ends its windows itself."""
+
+    def cancel(self) -> None:
+        """It will not."""
+
+
+def work(pool: Pool, at: int, folder: Path, seed: int, parent: int, windows: bool) -> NoReturn:
     """Take and release at random until killed, or nobody is there to do that."""
     code = 1
     try:
-        pool.attach(at, True)
+        tokens.ROOM = 0
+        pool.attach(at, True, (lambda _, callback: Never()) if windows else None)
         chance = random.Random(seed)
         locks = [os.open(folder / str(number), os.O_RDWR) for number in range(LIMIT)]
         held: list[int] = []
         while os.getppid() == parent:
+            if chance.random() < 0.2:
+                pool.settle()
             if held and chance.random() < 0.5:
                 fcntl.flock(held.pop(), fcntl.LOCK_UN)
                 pool.release()
@@ -64,8 +75,8 @@ def settle(pool: Pool) -> None:
         assert time.monotonic() < deadline, "no quiet moment in ten seconds"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "windows"), [(1, False), (2, False), (3, True), (4, True)])
+def test_killed_at_any_moment(tmp_path: Path, seed: int, windows: bool) -> None:
     for number in range(LIMIT):
         (tmp_path / str(number)).touch()
     pool = Pool(memoryview(mmap.mmap(-1, 8 * words_needed(WORKERS))).cast("Q"), WORKERS)
@@ -76,7 +87,7 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
         own_seed, parent = chance.randrange(1 << 30), os.getpid()
         pid = os.fork()
         if pid == 0:
-            work(pool, at, tmp_path, own_seed, parent)
+            work(pool, at, tmp_path, own_seed, parent, windows)
         return pid
 
     pids = {at: fork(at) for at in range(WORKERS)}
