@@ -6,8 +6,8 @@ connection, and the time in which nothing is completed.
 
 from __future__ import annotations
 
-import socket
 from asyncio import AbstractEventLoop
+from socket import SocketType
 from typing import TYPE_CHECKING
 
 from proxy.config.model import SocketAddress
@@ -119,7 +119,7 @@ class TcpListener:
         for connection in list(self._connections):
             connection.close()
 
-    def _accepted(self, sock: socket.socket, peer: Address) -> None:
+    def _accepted(self, sock: SocketType, peer: Address) -> None:
         connections, stats = self._connections, self._service.stats
         if len(connections) >= MAX_CONNECTIONS:
             # Who holds them all, with questions that take long, must not keep others from answers that are known.
@@ -143,12 +143,12 @@ class TcpConnection:
     __slots__ = ("_buffer", "_connections", "_deadlines", "_ended", "_loop", "_peer", "_reading", "_service", "_sock",
                  "_taking", "_turns", "_under_way", "_unsent", "_writing", "deadline")
 
-    def __init__(self, loop: AbstractEventLoop, deadlines: Deadlines, sock: socket.socket, peer: Address,
+    def __init__(self, loop: AbstractEventLoop, deadlines: Deadlines, sock: SocketType, peer: Address,
                  service: DnsService, connections: dict[TcpConnection, None], turns: Turns) -> None:
         self._loop = loop
         self._deadlines = deadlines
         self._turns = turns
-        self._sock: socket.socket | None = sock
+        self._sock: SocketType | None = sock
         self._peer = peer
         self._service = service
         self._connections = connections

@@ -6,9 +6,9 @@ A listener without a limit has no pools and asks nobody: ``admission`` is None t
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
+from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.limits.pools import GLOBAL, Order, Pools, WorkerPools, listener_key
@@ -54,14 +54,14 @@ class Counted(Protocol):
     charged: Charged
 
 
-Accepted = Callable[[socket.socket, tuple[str, int]], None]
+Accepted = Callable[[SocketType, tuple[str, int]], None]
 """Takes each accepted socket with its peer's name."""
 
 
 class Serve(Protocol):
     """Takes those sockets on that were not refused."""
 
-    def __call__(self, sock: socket.socket, peer: tuple[str, int], charged: Charged = ()) -> None: ...
+    def __call__(self, sock: SocketType, peer: tuple[str, int], charged: Charged = ()) -> None: ...
 
 
 class WorkerLimits:
@@ -125,7 +125,7 @@ def gate(everything: Pool | None, own: Pool | None, serve: Serve, rejects: Calla
     (``rejects``), the listener's own limit."""
     charged: Charged = tuple(pool for pool in (everything, own) if pool is not None)
 
-    def accepted(sock: socket.socket, peer: tuple[str, int]) -> None:
+    def accepted(sock: SocketType, peer: tuple[str, int]) -> None:
         if everything is not None and not everything.take():
             stats.downstream_global_cx_overflow += 1
         elif rejects is not None and rejects():

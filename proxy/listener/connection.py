@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from socket import SocketType
 from typing import TYPE_CHECKING
 
 from proxy.config.model import SocketAddress
@@ -20,7 +20,7 @@ class Connection:
     __slots__ = ("accepted_at", "application_protocol", "charged", "direct_local", "filter_chain", "id", "info",
                  "listener", "local", "remote", "restored", "server_name", "sock", "transport_protocol")
 
-    def __init__(self, sock: socket.socket, remote: SocketAddress, local: SocketAddress, listener: ActiveListener,
+    def __init__(self, sock: SocketType, remote: SocketAddress, local: SocketAddress, listener: ActiveListener,
                  connection_id: int, now: float, charged: Charged = ()) -> None:
         self.sock = sock
         self.remote: SocketAddress = remote

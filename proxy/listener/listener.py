@@ -6,14 +6,14 @@ accept straight to its filter chain.
 
 from __future__ import annotations
 
-import socket
 from asyncio import TimerHandle
 from collections.abc import Callable, Coroutine, Iterator
+from socket import SocketType
 from typing import TYPE_CHECKING, Any
 
 from proxy.config.model import SocketAddress
 from proxy.limits.worker import Accepted, Charged, discharge, gate, transfer
-from proxy.listener.accept import ListenSocket
+from proxy.listener.accept import Handle, ListenSocket
 from proxy.listener.connection import Connection
 from proxy.listener.connection_info import ConnectionInfo
 from proxy.listener.drain import DrainDecision
@@ -37,7 +37,7 @@ HandOff = Callable[[SocketAddress], "ActiveListener | None"]
 WILDCARDS = ("0.0.0.0", "::")
 
 
-def refuse(sock: socket.socket, _: tuple[str, int]) -> None:
+def refuse(sock: SocketType, _: tuple[str, int]) -> None:
     """What happens to an accepted socket before anything else was said."""
     sock.close()
 
@@ -123,7 +123,7 @@ class ActiveListener:
         pool = everything if own is None and self._rejects is None else None
         charged_to: Charged = () if pool is None else (pool,)
 
-        def serve(sock: socket.socket, peer: tuple[str, int], charged: Charged = charged_to) -> None:
+        def serve(sock: SocketType, peer: tuple[str, int], charged: Charged = charged_to) -> None:
             if pool is not None:
                 if pool.spare:
                     pool.spare -= 1
@@ -218,16 +218,18 @@ class ActiveListener:
         if chain.limits is not None and chain.limits.refuse(connection, self):
             return
         protocol = chain.protocol(connection)
-        opening = self._loop.connect_accepted_socket(lambda: protocol, connection.sock)
+        sock = connection.sock
+        opening = self._loop.connect_accepted_socket(lambda: protocol, Handle(sock.fileno()))  # type: ignore[arg-type]
         try:
             # Starts the transport; what is left of the coroutine only waits for connection_made, which the loop calls
             # in its next round. A task for it would double the price of a connection.
             opening.send(None)
         except OSError as error:
             log.debug("new connection from %s: %s", connection.remote.text, error.strerror)
-            connection.sock.close()
+            sock.close()
             self.connection_closed(connection, self._loop.time())
             return
+        sock.detach()
         self._loop.call_soon(self._opened, opening, connection, protocol)
 
     def _opened(self, opening: Coroutine[Any, Any, Any], connection: Connection, protocol: ClosableProtocol) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from socket import SocketType
 from struct import Struct
 
 from proxy.config.model import SocketAddress
@@ -14,7 +15,7 @@ _SOCKADDR_IN = Struct("!2xH4s8x")
 _SOCKADDR_IN6 = Struct("!2xH4x16s4x")
 
 
-def original_destination(sock: socket.socket) -> SocketAddress | None:
+def original_destination(sock: SocketType) -> SocketAddress | None:
     """The destination before REDIRECT or DNAT; None when the kernel knows none (no conntrack entry)."""
     try:
         if sock.family == socket.AF_INET6:

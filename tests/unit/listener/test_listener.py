@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import resource
 import socket
@@ -346,5 +347,67 @@ def test_failed_health_drains_all_but_modify_only_listeners(tmp_path: Path) -> N
             for failed in (True, False):
                 proxy.data_plane.set_health_failed(failed)
                 assert (a.draining, a.drain_close(), b.draining, b.drain_close()) == (failed, failed, False, False)
+
+    run(scene())
+
+
+def descriptors() -> dict[str, str]:
+    """Number -> what it is. A socket is told from a later one of the same number by its inode."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[entry.name] = entry.readlink().as_posix()
+    return found
+
+
+def test_a_descriptor_that_was_handed_to_the_loop_is_closed_once(tmp_path: Path) -> None:
+    async def scene() -> None:
+        up = Upstream()
+        async with plane(tmp_path, [listener(tcp_chain())], [cluster(up.address)]) as proxy:
+            await exchange(up, await proxy.connect(b"first"), b"first")
+            await proxy.idle()
+            before = {what for what in descriptors().values() if what.startswith("socket:")}
+            for _ in range(3):
+                client = await proxy.connect(b"again")
+                mine = [socket.socketpair() for _ in range(5)]  # they get the numbers that become free
+                await exchange(up, client, b"again")
+                await proxy.idle()
+                for one, other in mine:
+                    one.send(b"x")
+                    assert other.recv(1) == b"x"
+                    one.close()
+                    other.close()
+            await until(lambda: {w for w in descriptors().values() if w.startswith("socket:")} == before)
+        up.close()
+
+    run(scene())
+
+
+class LoopThatOpensNothing:
+    """An event loop, but for this."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def connect_accepted_socket(self, *_: Any) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_connection_that_the_loop_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        up = Upstream()
+        async with plane(tmp_path, [listener(tcp_chain())], [cluster(up.address)]) as proxy:
+            one = proxy.data_plane.listeners.listeners[0]
+            with monkeypatch.context() as patch:
+                patch.setattr(one, "_loop", LoopThatOpensNothing(one._loop))
+                client = await proxy.connect(b"lost")
+                assert await client.rest() in (b"", None)
+                client.close()
+            assert proxy.stat("listener.l.downstream_cx_active") == 0
+            await exchange(up, await proxy.connect(b"next"), b"next")
+        up.close()
 
     run(scene())
