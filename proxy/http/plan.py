@@ -214,8 +214,11 @@ class ResponsePlan:
         if self._state == Http1Codec.LENGTH and size == self._left and size <= JOIN_LIMIT:
             stream.bytes_sent = size
             head += data[end:]
-            manager.stats.downstream_cx_tx_bytes_total += len(head)
-            conn.transport.write(head)
+            if stream.saw_close:
+                conn.out.append(head)  # FIN goes with it
+            else:
+                manager.stats.downstream_cx_tx_bytes_total += len(head)
+                conn.transport.write(head)
             stream.response_complete = True
             stream.last_upstream_rx = stream.last_downstream_tx = now
             times = cluster.stats.upstream_rq_time

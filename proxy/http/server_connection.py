@@ -198,6 +198,20 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
                 self.transport.writelines(out)
         self.out = []
 
+    def _flush_last(self) -> None:
+        """The same when nothing comes after it, not even a delay: FIN goes along with it."""
+        out = self.out
+        if (not out or self.transport.get_write_buffer_size() or sum(map(len, out)) > JOIN_LIMIT
+                or self.connection.transport_protocol != "raw_buffer"):  # these bytes are not what the socket carries
+            self.flush()
+            return
+        self.out = []
+        data = b"".join(out)
+        self.stats.downstream_cx_tx_bytes_total += len(data)
+        sent = self.connection.send_last(data)
+        if sent < len(data):
+            self.transport.write(data[sent:])
+
     # Backpressure towards the client
 
     def hold(self, reason: int) -> None:
@@ -374,9 +388,12 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
 
     def close_after_flush(self, *, delay: bool) -> None:
         """Write what is left and close: at once, or after delayed_close_timeout unless the client is faster."""
-        self.flush()
-        self.ignore()
         timeout = self.manager.config.delayed_close_timeout
+        if delay:
+            self.flush()
+        else:
+            self._flush_last()
+        self.ignore()
         if delay and timeout:
             # What still arrives is read and dropped: closing with unread data would reset the connection and could
             # take the reply with it.

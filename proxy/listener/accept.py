@@ -83,23 +83,24 @@ _SOCK_STREAM = int(socket.SOCK_STREAM)
 
 
 class Handle:
-    """A descriptor that a transport of the loop takes over. It closes that itself, and needs no more than this of a
-    socket; what it would call on a socket.socket costs one percent of a short connection."""
+    """An accepted socket that a transport of the loop takes over. It closes the descriptor itself, and needs no more
+    than this of a socket; what it would call on a socket.socket costs one percent of a short connection."""
 
-    __slots__ = ("_descriptor",)
+    __slots__ = ("_sock",)
     family = int(socket.AF_INET)
     """For the loop AF_INET6 is the same."""
     type = _SOCK_STREAM
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, sock: SocketType) -> None:
+        self._sock = sock
 
     def fileno(self) -> int:
         """What the transport opens."""
-        return self._descriptor
+        return self._sock.fileno()
 
     def close(self) -> None:
-        """Called when the transport has closed the descriptor."""
+        """Called when the transport has closed the descriptor, whose number may be another one's before long."""
+        self._sock.detach()
 
 
 class Exhaustion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from socket import SocketType
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,21 @@ class Connection:
         self.filter_chain: FilterChain | None = None
         self.info: StreamInfo | None = None
         """What the listener's access log shows, where the network filter gathers it for the whole connection."""
+
+    def send_last(self, data: bytes) -> int:
+        """Send what the connection ends with, and FIN in the same packet; how many bytes the kernel has taken.
+
+        FIN goes out only if it has taken all. A packet of its own for FIN costs as much as one with a response.
+        """
+        try:
+            sent = self.sock.send(data, socket.MSG_MORE)
+            if sent == len(data):
+                self.sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)  # the connection is gone, and the transport about to find out
+        return sent
 
     def closed(self, now: float) -> None:
         """To be called exactly once by the network filter when the socket is gone."""

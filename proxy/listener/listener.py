@@ -219,7 +219,7 @@ class ActiveListener:
             return
         protocol = chain.protocol(connection)
         sock = connection.sock
-        opening = self._loop.connect_accepted_socket(lambda: protocol, Handle(sock.fileno()))  # type: ignore[arg-type]
+        opening = self._loop.connect_accepted_socket(lambda: protocol, Handle(sock))  # type: ignore[arg-type]
         try:
             # Starts the transport; what is left of the coroutine only waits for connection_made, which the loop calls
             # in its next round. A task for it would double the price of a connection.
@@ -229,7 +229,6 @@ class ActiveListener:
             sock.close()
             self.connection_closed(connection, self._loop.time())
             return
-        sock.detach()
         self._loop.call_soon(self._opened, opening, connection, protocol)
 
     def _opened(self, opening: Coroutine[Any, Any, Any], connection: Connection, protocol: ClosableProtocol) -> None:

@@ -27,6 +27,7 @@ from proxy.listener.connection import Connection
 from proxy.options import Options
 from proxy.stream_info import StreamInfo
 from proxy.upstream.manager import ClusterManager
+from tests.unit.http.fake_transport import AcceptedSocket, Transport
 
 EPOCH = 1_700_000_000.0
 """Wall clock when the loop's time is 0."""
@@ -168,69 +169,6 @@ class Loop:
         self.clock = until
 
 
-class FakeSocket:
-    def __init__(self) -> None:
-        self.options: list[tuple[int, ...]] = []
-
-    def setsockopt(self, *option: int) -> None:
-        self.options.append(option)
-
-
-class Transport:
-    """Records what is written; its end is reported in the next turn, as real ones do."""
-
-    def __init__(self, loop: Loop, wrote: Callable[[bytes], None], local: tuple[str, int]) -> None:
-        self._loop, self._wrote = loop, wrote
-        self.socket = FakeSocket()
-        self._info = {"socket": self.socket, "sockname": local}
-        self.protocol: Any = None
-        self.closing = self.aborted = self.lost = False
-        self.paused = False
-        self.limits: dict[str, int] = {}
-        self.unsent = 0
-        """Bytes that the peer has not taken yet, as the test has it."""
-
-    def get_extra_info(self, name: str) -> Any:
-        return self._info.get(name)
-
-    def set_write_buffer_limits(self, **limits: int) -> None:
-        self.limits = limits
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def write(self, data: bytes) -> None:
-        assert data, "nothing was written"
-        assert not self.closing, "written after close"
-        self._wrote(bytes(data))
-
-    def writelines(self, pieces: list[bytes]) -> None:
-        self.write(b"".join(pieces))
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-    def close(self) -> None:
-        if not self.closing:
-            self.closing = True
-            self._loop.ready.append(lambda: self.gone(None))
-
-    def abort(self) -> None:
-        self.aborted = True
-        self.close()
-
-    def gone(self, error: Exception | None) -> None:
-        if not self.lost:
-            self.closing = self.lost = True
-            self.protocol.connection_lost(error)
-
-
 class Peer:
     """The other end of a transport."""
 
@@ -240,6 +178,7 @@ class Peer:
         self.received = b""
         """Since the last ``take``."""
         self.transport = Transport(world.loop, self._wrote, local)
+        self.sock = AcceptedSocket(self.transport)
 
     def _wrote(self, data: bytes) -> None:
         self.received += data
@@ -400,13 +339,13 @@ class World:
     def client(self, local: SocketAddress | None = None) -> Peer:
         """A new downstream connection. ``local``: its restored original destination."""
         self._ids += 1
-        connection = Connection(None, SocketAddress("10.9.9.9", 40000 + self._ids),  # type: ignore[arg-type]
+        peer = Peer(self, f"client {self._ids}", ("127.0.0.1", 10000))
+        connection = Connection(peer.sock, SocketAddress("10.9.9.9", 40000 + self._ids),  # type: ignore[arg-type]
                                 SocketAddress("127.0.0.1", 10000), self.listener, self._ids,  # type: ignore[arg-type]
                                 self.loop.clock)
         if local is not None:
             connection.local, connection.restored = local, True
         self.listener.open.append(connection)
-        peer = Peer(self, f"client {self._ids}", ("127.0.0.1", 10000))
         protocol = self.manager.protocol(connection)
         self.listener.connections[connection] = protocol
         peer.attach(protocol)
