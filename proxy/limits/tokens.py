@@ -37,8 +37,8 @@ STEP = 1 << 24
 """One operation; they are numbered so that an audit sees whether anything has happened meanwhile."""
 _OVERFLOW = 1 << 60
 """Numbers of operations begin again here."""
-_SOMETIMES = 15 * STEP
-"""Zero in every sixteenth operation."""
+_SOMETIMES = 30 * STEP
+"""Zero in two of 32 operations, one of which is a take where a worker takes and releases in turn."""
 CHARGED = 1 << 61
 """What the worker holds are tokens; without it, it only counts."""
 BUSY = 1 << 63
@@ -102,7 +102,7 @@ class Pool:
     ``take``, ``charge`` and ``release``. A single worker needs no tokens: the limit is compared with its count.
 
     Of the places that a worker has in hand some may be spare, which is nobody's business but its own; the others are
-    connections. It has places as long as a window is open: tokens where it holds those, else as many as it may fill.
+    connections. It has some as long as a window is open: tokens where it holds those, else as many as it may fill.
     """
 
     __slots__ = ("_alone", "_at", "_charged", "_debt", "_free", "_hand", "_header", "_later", "_own_peak", "_peak",
@@ -215,15 +215,16 @@ class Pool:
                 return self._refuse()
             self._hand += 1
             self._word = words[at] = word + (STEP + 1)
-        elif self._open_window():
+        elif self._hand >= self._header[_OWN_LIMIT]:
+            self.settle()
+            return self._refuse()
+        elif self._open_window() and self.spare:
             self.spare -= 1
             return True
         else:
-            self.settle()
-            if self._hand >= self._header[_OWN_LIMIT]:
-                return self._refuse()
             self._hand += 1
-            self._say()
+            if self._window is None:
+                self._say()
         # What all hold is added up where it is likely to be more than ever: more here than ever, or a refusal.
         if self._hand > self._own_peak or not word & _SOMETIMES:
             self._now_and_then()
@@ -258,11 +259,12 @@ class Pool:
             self.keep = MOST_SPARE
             seconds = min(WINDOW, SHORTEST + more_room / (FASTEST * self.workers))
         else:
-            places = self._header[_OWN_LIMIT] - self._hand
-            if places <= 0:
+            limit = self._header[_OWN_LIMIT]
+            if self._hand > limit:
                 return False
-            self._hand += places
-            self.spare = places
+            # No more than there were before, so that one more than ever is seen.
+            self.spare = max(0, min(limit, self._own_peak) - self._hand)
+            self._hand += self.spare
             self.keep = _EVERY_PLACE
             seconds = WINDOW
         self._window = self._later(seconds, self.settle)
@@ -300,8 +302,11 @@ class Pool:
         self._note_peak()
 
     def _note_peak(self) -> None:
-        if sum(self._words) & HELD > self._peak and (held := self._look()) is not None and held > self._peak:
-            self._peak = self._peaks[self._at] = held
+        peak = max(self._peak, self._own_peak)
+        if sum(self._words) & HELD > peak and (held := self._look()) is not None:
+            peak = max(peak, held)
+        if peak > self._peak:
+            self._peak = self._peaks[self._at] = peak
 
     def _look(self) -> int | None:
         """What all hold at one moment; None when there was none in which nobody worked.
@@ -334,7 +339,7 @@ class Pool:
             self._owe(count)
         self._hand += count
         self._word = words[at] = word + STEP + count
-        self._note_peak()
+        self._now_and_then()
 
     def _owe(self, count: int) -> None:
         header = self._header

@@ -268,7 +268,9 @@ def test_numbers_of_operations_begin_again(family: Callable[..., Family]) -> Non
     assert pools.main.in_use == 4
 
 
-def test_the_highest_number_is_seen_where_nobody_holds_more_than_before(family: Callable[..., Family]) -> None:
+@pytest.mark.parametrize("odd", [False, True])
+def test_the_highest_number_is_seen_where_nobody_holds_more_than_before(family: Callable[..., Family], odd: bool
+                                                                        ) -> None:
     pools = family(2, 20)
     one, other = pools.workers
     for worker in (one, other):  # each has held ten, one after the other
@@ -276,6 +278,8 @@ def test_the_highest_number_is_seen_where_nobody_holds_more_than_before(family: 
         for _ in range(10):
             worker.release()
     takes(one, 9)
+    if odd:
+        one.charge(0)  # one operation
     takes(other, 9)
     for _ in range(16):
         one.release()
@@ -394,10 +398,23 @@ def test_without_tokens_everybody_hears_of_it_when_the_window_is_over(family: Ca
     worker.release()
     assert (worker.held, pools.main.in_use, len(pools.windows or ())) == (4, 0, 1)
     pools.pass_time()
-    assert (worker.held, pools.main.in_use, pools.main.highest) == (4, 4, 4)
+    assert (worker.held, pools.main.in_use, pools.main.highest) == (4, 4, 5)
     takes(worker, 1)
     worker.settle()
     assert (worker.held, pools.main.in_use, pools.main.highest) == (5, 5, 5)
+
+
+@pytest.mark.parametrize(("workers", "limit"), [(1, None), (1, 9), (3, None)])
+def test_the_highest_number_was_over_before_the_window_was(family: Callable[..., Family], workers: int,
+                                                           limit: int | None) -> None:
+    pools = family(workers, limit, True)
+    worker = pools.workers[0]
+    for count in (2, 7, 5):
+        takes(worker, count)
+        for _ in range(count):
+            worker.release()
+    pools.pass_time()
+    assert (worker.held, pools.main.in_use, pools.main.highest) == (0, 0, 7)
 
 
 def test_a_single_worker_at_its_limit(family: Callable[..., Family]) -> None:
