@@ -439,6 +439,9 @@ def test_a_single_worker_at_its_limit(family: Callable[..., Family]) -> None:
     assert takes(worker, 2) == [True, False]
 
 
+LIMITS = st.one_of(st.none(), st.integers(0, 6))
+
+
 class Schedule(RuleBasedStateMachine):
     """Any order of operations and deaths, against plain counting."""
 
@@ -451,6 +454,12 @@ class Schedule(RuleBasedStateMachine):
         self.pools = Family(self.WORKERS, 3, self.WINDOWS)
         self.limit: int | None = 3
         self.held = [0] * self.WORKERS
+        self.most = 0
+        """Connections of one worker at a time."""
+
+    def came(self, at: int, count: int) -> None:
+        self.held[at] += count
+        self.most = max(self.most, self.held[at])
 
     def teardown(self) -> None:
         tokens.ROOM = self.room
@@ -467,7 +476,7 @@ class Schedule(RuleBasedStateMachine):
         spare = sum(self.spare(worker) for worker in self.pools.workers if worker is not own)
         room = self.limit is None or sum(self.held) + spare < self.limit
         assert own.take() is room
-        self.held[at] += room
+        self.came(at, room)
 
     @precondition(lambda self: any(self.held))
     @rule(data=st.data())
@@ -481,11 +490,30 @@ class Schedule(RuleBasedStateMachine):
         at %= self.WORKERS
         self.pools.workers[at].charge(count)
         self.pools.pass_time()  # else ROOM has to be enough for it
-        self.held[at] += count
+        self.came(at, count)
 
-    @rule(limit=st.one_of(st.none(), st.integers(0, 6)))
+    @rule(limit=LIMITS)
     def change(self, limit: int | None) -> None:
         self.pools.set_limit(limit)
+        self.limit = limit
+
+    @rule(limit=LIMITS, order=st.permutations(range(WORKERS)), data=st.data())
+    def change_at_work(self, limit: int | None, order: list[int], data: st.DataObject) -> None:
+        """Workers hear of it one after the other, and meanwhile everybody works."""
+        pools, bounds = self.pools, {self.limit, limit}
+        pools.main.set_limit(limit)
+        pools.limited = limit is not None
+        for told in order:
+            for at in data.draw(st.lists(st.integers(0, self.WORKERS - 1), max_size=4)):
+                if self.held[at] and data.draw(st.booleans()):
+                    pools.workers[at].release()
+                    self.held[at] -= 1
+                elif pools.workers[at].take():
+                    self.came(at, 1)
+                    assert None in bounds or sum(self.held) <= max(filter(None, bounds), default=0)
+            if told < self.WORKERS:
+                pools.workers[told].enforce(pools.limited)
+        pools.pass_time()  # as main waits
         self.limit = limit
 
     @rule()
@@ -493,7 +521,8 @@ class Schedule(RuleBasedStateMachine):
         self.pools.pass_time()
         assert not any(worker._window for worker in self.pools.workers)
         assert self.pools.main.in_use == sum(self.held)
-        assert self.pools.main.highest >= sum(self.held)
+        assert self.pools.main.highest >= max(sum(self.held), self.most)
+        assert self.WORKERS > 1 or self.pools.main.highest == self.most
 
     @rule()
     def tidy(self) -> None:
@@ -515,6 +544,7 @@ class Schedule(RuleBasedStateMachine):
         try:
             with killed_at(call, before):
                 getattr(worker, what)()
+                self.most = max(self.most, worker.held)
         except Killed:
             pass
         self.pools.replace(at)
