@@ -332,14 +332,26 @@ class Pool:
 
     def charge(self, count: int = 1) -> None:
         """Count connections that are there whether or not the limit allows it."""
+        if self.spare >= count:
+            self.spare -= count
+            return
         self.settle()
         at, words, word = self._at, self._words, self._word
         words[at] = word | BUSY
-        if self._charged and count:
-            self._owe(count)
+        if self._charged and (missing := self._retire(count)):
+            self._owe(missing)
         self._hand += count
         self._word = words[at] = word + STEP + count
         self._now_and_then()
+
+    def _retire(self, count: int) -> int:
+        """Take so many tokens out of the semaphore; how many of them were not free."""
+        for done in range(count):
+            try:
+                _read(self._free)
+            except BlockingIOError:
+                return count - done
+        return 0
 
     def _owe(self, count: int) -> None:
         header = self._header
@@ -372,7 +384,7 @@ class Pool:
 
         Nobody is cut: while more are there than allowed, nobody else gets in.
         """
-        if self.workers == 1:
+        if self._alone:
             self._header[_OWN_LIMIT] = NO_LIMIT if limit is None else limit
             return
         if limit is None:
@@ -385,15 +397,6 @@ class Pool:
             self._owe(rest)
         self.tidy()
 
-    def _retire(self, count: int) -> int:
-        """Take so many tokens out of use; how many of them were not free."""
-        for done in range(count):
-            try:
-                _read(self._free)
-            except BlockingIOError:
-                return count - done
-        return 0
-
     def tidy(self) -> None:
         """Retire tokens in bulk, and let takers forget about debt when there is none. Sees how many are held, too.
 
@@ -401,7 +404,7 @@ class Pool:
         be refused for whom there is room.
         """
         self._note_held()
-        if self.workers == 1 or not self._header[_DEBT_SEEN]:
+        if self._alone or not self._header[_DEBT_SEEN]:
             return
         try:
             debt, free = eventfd_count(self._debt), eventfd_count(self._free)

@@ -103,6 +103,11 @@ def family() -> Iterator[Callable[..., Family]]:
         one.close()
 
 
+@pytest.fixture
+def no_room_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "ROOM", 0)
+
+
 @contextmanager
 def killed_at(call: int, before: bool) -> Iterator[list[int]]:
     """Die before or after the effect of a system call, counted from 0; yields how many were made."""
@@ -192,6 +197,36 @@ def test_what_is_charged_counts_though_there_is_no_room(family: Callable[..., Fa
     assert takes(other, 2) == [True, False]
 
 
+@pytest.mark.parametrize("windows", [False, True])
+def test_what_is_charged_while_there_is_room_leaves_no_debt(family: Callable[..., Family], windows: bool) -> None:
+    pools = family(2, 3000, windows)
+    one, other = pools.workers
+    for _ in range(5):
+        one.charge(3)
+        for _ in range(3):
+            one.release()
+    pools.pass_time()
+    assert (pools.free, pools.debt, pools.main.in_use, pools.main.highest) == (3000, 0, 0, 3)
+    with killed_at(-1, before=True) as calls:
+        other.take()
+    assert calls == [1], "nobody looks for debt"
+
+
+@pytest.mark.usefixtures("no_room_needed")
+def test_what_is_charged_goes_to_spare_tokens_first(family: Callable[..., Family]) -> None:
+    pools = family(2, 5, True)
+    one = pools.workers[0]
+    takes(one, 4)
+    one.release()
+    one.release()
+    with killed_at(-1, before=True) as calls:
+        one.charge(2)
+        assert calls == [0] and one.held == 4
+    one.release()
+    one.charge(3)
+    assert (one.held, pools.free, pools.debt, pools.main.in_use) == (6, 0, 1, 6)
+
+
 def test_what_is_free_is_retired_at_once(family: Callable[..., Family]) -> None:
     pools = family(2, 100)
     one, other = pools.workers
@@ -277,9 +312,11 @@ def test_the_highest_number_is_seen_where_nobody_holds_more_than_before(family: 
         takes(worker, 10)
         for _ in range(10):
             worker.release()
-    takes(one, 9)
     if odd:
-        one.charge(0)  # one operation
+        takes(one, 7)
+        one.charge(2)  # in one operation
+    else:
+        takes(one, 9)
     takes(other, 9)
     for _ in range(16):
         one.release()
@@ -321,11 +358,6 @@ def test_an_audit_sees_that_something_happened_meanwhile(family: Callable[..., F
     monkeypatch.undo()
     assert pools.main.audit()
     assert takes(other, 4) == [True, True, True, False]
-
-
-@pytest.fixture
-def no_room_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "ROOM", 0)
 
 
 @pytest.mark.usefixtures("no_room_needed")
@@ -375,9 +407,9 @@ def test_there_are_no_spare_tokens_while_there_is_debt(family: Callable[..., Fam
     pools = family(2, 4, True)
     one, other = pools.workers
     takes(one, 2)
-    other.charge(1)
+    other.charge(3)
     one.release()
-    assert (pools.windows, pools.free, pools.debt) == ([], 3, 1)
+    assert (pools.windows, pools.free, pools.debt) == ([], 1, 1)
 
 
 @pytest.mark.usefixtures("no_room_needed")
