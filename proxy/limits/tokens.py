@@ -13,7 +13,8 @@ room, and the first one does who comes when there is.
 These are system calls and stores to shared memory, several percent of what a new connection costs. So while there is
 ample room (``ROOM``) a worker keeps the tokens of connections that have ended for a moment (a *window*), as *spare*
 places for the next ones: plain numbers of its own. Its word counts them as held until they are given back. Close to the
-limit there are none: there a place is free for all workers before the client sees its end.
+limit there are none: there a place is free for all workers before the client sees its end. Only a worker that is kept
+from running for so long that the others fill all the room meanwhile leaves them too little, and never too much.
 
 A worker may be killed in the middle of an operation; its word says so (``BUSY``), and what is lost then is whatever
 the equation lacks (``audit``). Until that is known the limit is too low, never too high.
@@ -474,7 +475,7 @@ class Pool:
 
     @property
     def highest(self) -> int:
-        """The most that workers or main have seen."""
+        """The most that workers or main have seen: exact for one worker, and for several close to the limit."""
         return max(self._peak, *self._peaks)
 
     @property

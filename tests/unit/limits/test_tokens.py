@@ -545,7 +545,8 @@ class Schedule(RuleBasedStateMachine):
                     assert None in bounds or sum(self.held) <= max(filter(None, bounds), default=0)
             if told < self.WORKERS:
                 pools.workers[told].enforce(pools.limited)
-        pools.pass_time()  # as main waits
+        for worker in pools.workers:
+            worker.enforce(pools.limited)  # once more (RuntimeControl.change)
         self.limit = limit
 
     @rule()

@@ -177,10 +177,7 @@ def follow(pool: Pool, at: int, counts: Counts, charged: bool, orders: socket.so
             else:
                 if not order:
                     break
-                if order == b"s":
-                    pool.settle()
-                else:
-                    pool.enforce(order == b"+")
+                pool.enforce(order == b"+")
                 orders.send(order)
             if held and (held == MOST_HELD or chance.random() < 0.5):
                 held -= 1
@@ -235,12 +232,13 @@ class Followers:
         self.counts.bind(ANY)
         self.pool.set_limit(limit)
         self.limited = limit is not None
-        self._send(b"+" if self.limited else b"-")
+        order = b"+" if self.limited else b"-"
+        self._send(order)
         if victim is not None:
             self.kill(victim)
             self.fork(victim)
         self._wait(victim)
-        self._send(b"s")  # main waits for the end of all windows
+        self._send(order)  # once more (RuntimeControl.change)
         self._wait(None)
         self.counts.bind(ANY if limit is None else limit)
 
