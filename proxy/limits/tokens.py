@@ -475,7 +475,7 @@ class Pool:
 
     @property
     def highest(self) -> int:
-        """The most that workers or main have seen: exact for one worker, and for several close to the limit."""
+        """The most that workers or main have seen: exact for one worker, and for several once one has refused."""
         return max(self._peak, *self._peaks)
 
     @property
