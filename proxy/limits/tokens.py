@@ -339,20 +339,20 @@ class Pool:
         self.settle()
         at, words, word = self._at, self._words, self._word
         words[at] = word | BUSY
-        if self._charged and (missing := self._retire(count)):
-            self._owe(missing)
+        if self._charged:
+            self._withdraw(count)
         self._hand += count
         self._word = words[at] = word + STEP + count
         self._now_and_then()
 
-    def _retire(self, count: int) -> int:
-        """Take so many tokens out of the semaphore; how many of them were not free."""
+    def _withdraw(self, count: int) -> None:
+        """Take so many tokens from those that are free; what is not there becomes debt."""
         for done in range(count):
             try:
                 _read(self._free)
             except BlockingIOError:
-                return count - done
-        return 0
+                self._owe(count - done)
+                return
 
     def _owe(self, count: int) -> None:
         header = self._header
@@ -371,7 +371,7 @@ class Pool:
         self._words[self._at] = word | BUSY | CHARGED
         if self._hand:
             if limited:
-                self._owe(self._hand)
+                self._withdraw(self._hand)
             else:
                 _write(self._free, self._hand)
         self._charged = limited
@@ -394,8 +394,8 @@ class Pool:
         self.issued = self._header[_ISSUED] = limit
         if more > 0:
             _write(self._free, more)
-        elif rest := self._retire(-more):
-            self._owe(rest)
+        else:
+            self._withdraw(-more)
         self.tidy()
 
     def tidy(self) -> None:

@@ -79,6 +79,16 @@ def test_a_limit_that_comes_and_goes(family: Callable[..., Family], workers: int
     assert takes(one, 2) == [True, False]
 
 
+def test_a_limit_that_comes_finds_free_places_for_those_that_are_there(family: Callable[..., Family]) -> None:
+    pools = family(2, None)
+    one, other = pools.workers
+    takes(one, 3)
+    takes(other, 2)
+    pools.set_limit(6)
+    assert (pools.free, pools.debt) == (1, 0)
+    assert takes(other, 2) == [True, False]
+
+
 def test_what_is_charged_counts_though_there_is_no_room(family: Callable[..., Family]) -> None:
     pools = family(2, 2)
     one, other = pools.workers

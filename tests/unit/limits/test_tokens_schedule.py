@@ -107,7 +107,7 @@ class Schedule(RuleBasedStateMachine):
         self.held[at] = 0
 
     @rule(at=st.integers(0, 99), call=st.integers(0, 5), before=st.booleans(),
-          what=st.sampled_from(["take", "release", "charge", "settle"]))
+          what=st.sampled_from(["take", "release", "charge", "settle", "enforce"]))
     def die_at_work(self, at: int, call: int, before: bool, what: str) -> None:
         at %= self.WORKERS
         worker = self.pools.workers[at]
@@ -115,7 +115,10 @@ class Schedule(RuleBasedStateMachine):
             return
         try:
             with killed_at(call, before):
-                getattr(worker, what)()
+                if what == "enforce":
+                    worker.enforce(not self.pools.limited)
+                else:
+                    getattr(worker, what)()
                 self.most = max(self.most, worker.held)
         except Killed:
             pass
