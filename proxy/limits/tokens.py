@@ -103,7 +103,8 @@ class Pool:
     ``take``, ``charge`` and ``release``. A single worker needs no tokens: the limit is compared with its count.
 
     Of the places that a worker has in hand some may be spare, which is nobody's business but its own; the others are
-    connections. It has some as long as a window is open: tokens where it holds those, else as many as it may fill.
+    connections. It has some as long as a window is open: tokens where it holds those, else as many as it may fill
+    without having more connections than ever.
     """
 
     __slots__ = ("_alone", "_at", "_charged", "_debt", "_free", "_hand", "_header", "_later", "_own_peak", "_peak",
