@@ -19,7 +19,6 @@ from proxy.config.errors import ConfigErrors
 from proxy.config.load import Loaded, load_bootstrap
 from proxy.dns.stats import PREFIX, NameTableStats
 from proxy.limits.pools import GLOBAL, NoDescriptors
-from proxy.limits.tokens import WINDOW
 from proxy.options import Options
 from proxy.overload.manager import OverloadManager
 from proxy.overrides import with_command_line
@@ -332,11 +331,7 @@ class Server:
 
     async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
         """/runtime_modify; the workers that have not followed in time. Raises runtime.layers.*."""
-        self.runtime.override(overrides)
-        late = await self._workers.tell("runtime", self.runtime.message())
-        # A worker may have been told before another one charged to a new limit what it had open.
-        await asyncio.sleep(WINDOW)
-        return late
+        return await self.runtime.change(overrides, self._workers.tell)
 
     def quit(self) -> None:
         """End the process with code 0, soon; returns at once."""

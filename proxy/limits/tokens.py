@@ -13,7 +13,8 @@ room, and the first one does who comes when there is.
 These are system calls and stores to shared memory, several percent of what a new connection costs. So while there is
 ample room (``ROOM``) a worker keeps the tokens of connections that have ended for a moment (a *window*), as *spare*
 places for the next ones: plain numbers of its own. Its word counts them as held until they are given back. Close to the
-limit there are none: there a place is free for all workers before the client sees its end.
+limit there are none: there a place is free for all workers before the client sees its end. Only a worker that is kept
+from running for so long that the others fill all the room meanwhile leaves them too little, and never too much.
 
 A worker may be killed in the middle of an operation; its word says so (``BUSY``), and what is lost then is whatever
 the equation lacks (``audit``). Until that is known the limit is too low, never too high.
@@ -37,8 +38,8 @@ STEP = 1 << 24
 """One operation; they are numbered so that an audit sees whether anything has happened meanwhile."""
 _OVERFLOW = 1 << 60
 """Numbers of operations begin again here."""
-_SOMETIMES = 15 * STEP
-"""Zero in every sixteenth operation."""
+_SOMETIMES = 30 * STEP
+"""Zero in two of 32 operations, one of which is a take where a worker takes and releases in turn."""
 CHARGED = 1 << 61
 """What the worker holds are tokens; without it, it only counts."""
 BUSY = 1 << 63
@@ -102,7 +103,8 @@ class Pool:
     ``take``, ``charge`` and ``release``. A single worker needs no tokens: the limit is compared with its count.
 
     Of the places that a worker has in hand some may be spare, which is nobody's business but its own; the others are
-    connections. It has places as long as a window is open: tokens where it holds those, else as many as it may fill.
+    connections. It has some as long as a window is open: tokens where it holds those, else as many as it may fill
+    without having more connections than ever.
     """
 
     __slots__ = ("_alone", "_at", "_charged", "_debt", "_free", "_hand", "_header", "_later", "_own_peak", "_peak",
@@ -215,15 +217,16 @@ class Pool:
                 return self._refuse()
             self._hand += 1
             self._word = words[at] = word + (STEP + 1)
-        elif self._open_window():
+        elif self._hand >= self._header[_OWN_LIMIT]:
+            self.settle()
+            return self._refuse()
+        elif self._open_window() and self.spare:
             self.spare -= 1
             return True
         else:
-            self.settle()
-            if self._hand >= self._header[_OWN_LIMIT]:
-                return self._refuse()
             self._hand += 1
-            self._say()
+            if self._window is None:
+                self._say()
         # What all hold is added up where it is likely to be more than ever: more here than ever, or a refusal.
         if self._hand > self._own_peak or not word & _SOMETIMES:
             self._now_and_then()
@@ -258,11 +261,12 @@ class Pool:
             self.keep = MOST_SPARE
             seconds = min(WINDOW, SHORTEST + more_room / (FASTEST * self.workers))
         else:
-            places = self._header[_OWN_LIMIT] - self._hand
-            if places <= 0:
+            limit = self._header[_OWN_LIMIT]
+            if self._hand > limit:
                 return False
-            self._hand += places
-            self.spare = places
+            # No more than there were before, so that one more than ever is seen.
+            self.spare = max(0, min(limit, self._own_peak) - self._hand)
+            self._hand += self.spare
             self.keep = _EVERY_PLACE
             seconds = WINDOW
         self._window = self._later(seconds, self.settle)
@@ -300,8 +304,11 @@ class Pool:
         self._note_peak()
 
     def _note_peak(self) -> None:
-        if sum(self._words) & HELD > self._peak and (held := self._look()) is not None and held > self._peak:
-            self._peak = self._peaks[self._at] = held
+        peak = max(self._peak, self._own_peak)
+        if sum(self._words) & HELD > peak and (held := self._look()) is not None:
+            peak = max(peak, held)
+        if peak > self._peak:
+            self._peak = self._peaks[self._at] = peak
 
     def _look(self) -> int | None:
         """What all hold at one moment; None when there was none in which nobody worked.
@@ -327,14 +334,26 @@ class Pool:
 
     def charge(self, count: int = 1) -> None:
         """Count connections that are there whether or not the limit allows it."""
+        if self.spare >= count:
+            self.spare -= count
+            return
         self.settle()
         at, words, word = self._at, self._words, self._word
         words[at] = word | BUSY
-        if self._charged and count:
-            self._owe(count)
+        if self._charged:
+            self._withdraw(count)
         self._hand += count
         self._word = words[at] = word + STEP + count
-        self._note_peak()
+        self._now_and_then()
+
+    def _withdraw(self, count: int) -> None:
+        """Take so many tokens from those that are free; what is not there becomes debt."""
+        for done in range(count):
+            try:
+                _read(self._free)
+            except BlockingIOError:
+                self._owe(count - done)
+                return
 
     def _owe(self, count: int) -> None:
         header = self._header
@@ -353,7 +372,7 @@ class Pool:
         self._words[self._at] = word | BUSY | CHARGED
         if self._hand:
             if limited:
-                self._owe(self._hand)
+                self._withdraw(self._hand)
             else:
                 _write(self._free, self._hand)
         self._charged = limited
@@ -367,7 +386,7 @@ class Pool:
 
         Nobody is cut: while more are there than allowed, nobody else gets in.
         """
-        if self.workers == 1:
+        if self._alone:
             self._header[_OWN_LIMIT] = NO_LIMIT if limit is None else limit
             return
         if limit is None:
@@ -376,18 +395,9 @@ class Pool:
         self.issued = self._header[_ISSUED] = limit
         if more > 0:
             _write(self._free, more)
-        elif rest := self._retire(-more):
-            self._owe(rest)
+        else:
+            self._withdraw(-more)
         self.tidy()
-
-    def _retire(self, count: int) -> int:
-        """Take so many tokens out of use; how many of them were not free."""
-        for done in range(count):
-            try:
-                _read(self._free)
-            except BlockingIOError:
-                return count - done
-        return 0
 
     def tidy(self) -> None:
         """Retire tokens in bulk, and let takers forget about debt when there is none. Sees how many are held, too.
@@ -396,7 +406,7 @@ class Pool:
         be refused for whom there is room.
         """
         self._note_held()
-        if self.workers == 1 or not self._header[_DEBT_SEEN]:
+        if self._alone or not self._header[_DEBT_SEEN]:
             return
         try:
             debt, free = eventfd_count(self._debt), eventfd_count(self._free)
@@ -466,7 +476,7 @@ class Pool:
 
     @property
     def highest(self) -> int:
-        """The most that workers or main have seen."""
+        """The most that workers or main have seen: exact for one worker, and for several once one has refused."""
         return max(self._peak, *self._peaks)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from proxy import log
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Message = tuple[dict[str, object], Order]
 """What a worker has to know: all values, and which limits there are."""
+
+Tell = Callable[[str, Message], Awaitable[list[int]]]
+"""Has every worker do something with a message; the workers that have not in time."""
 
 _log = log.get("main")
 
@@ -32,11 +35,20 @@ class RuntimeControl:
         """The request "runtime" for workers."""
         return self.layers.values(), self.pools.order()
 
-    def override(self, overrides: Mapping[str, str]) -> None:
-        """Change the admin layer; ``message`` has to go to every worker then.
+    async def change(self, overrides: Mapping[str, str], tell: Tell) -> list[int]:
+        """Change the admin layer and have every worker follow; those that have not in time.
 
         Raises layers.NoAdminLayer or RuntimeRefused; nothing has changed then.
         """
+        self._override(overrides)
+        late = await tell("runtime", self.message())
+        if not late:
+            # Once more: a worker could have kept places (tokens.Pool.settle) before another one had charged to a new
+            # limit what it had open.
+            late = await tell("runtime", self.message())
+        return late
+
+    def _override(self, overrides: Mapping[str, str]) -> None:
         values = self.layers.proposed(overrides)
         limits = limits_of(self._bootstrap, values)
         try:

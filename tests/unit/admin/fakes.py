@@ -141,8 +141,10 @@ class FakeServer:
         return self.holders
 
     async def modify_runtime(self, overrides: dict[str, str]) -> list[int]:
-        self.runtime.override(overrides)
-        return self.late
+        async def tell(_: str, message: object) -> list[int]:
+            return self.late
+
+        return await self.runtime.change(overrides, tell)
 
     def quit(self) -> None:
         self.said.append("quit")

@@ -77,6 +77,35 @@ def test_a_connection_without_a_chain_frees_its_place(tmp_path: Path) -> None:
     run(scene())
 
 
+def test_places_are_free_within_a_window(tmp_path: Path) -> None:
+    async def scene() -> None:
+        up = Upstream()
+        match = model.FilterChainMatch(destination_port=1)
+        listeners = [listener(tcp_chain()), listener(tcp_chain(match=match), name="without a chain"),
+                     listener(tcp_chain(), name="sniffing", listener_filters=(HTTP_INSPECTOR,),
+                              listener_filters_timeout=60)]
+        async with plane(tmp_path, listeners, [cluster(up.address)], overload=monitored(1)) as proxy:
+            pool = pools(proxy).pool(GLOBAL)
+            loop = asyncio.get_running_loop()
+            pool._later = lambda _, callback: loop.call_later(3600, callback)
+            for name, data in (("l", b"x"), ("sniffing", b"G")):
+                for _ in range(3):
+                    client = await proxy.connect(data, name)
+                    await until(lambda: pool.held == 1)
+                    assert await refused(proxy, name)
+                    client.reset()
+                    await until(lambda: pool.held == 0)
+                    assert pool.spare == 1
+            for _ in range(3):
+                assert await refused(proxy, "without a chain") and pool.held == 0
+            assert (pool.spare, pool.refused, pool.in_use) == (1, 6, 1), "told when the window is over"
+            pool.settle()
+            assert (pool.spare, pool.in_use, pool.highest) == (0, 0, 1)
+        up.close()
+
+    run(scene())
+
+
 @pytest.mark.parametrize("settings", [{"bypass_overload_manager": True}, {"ignore_global_conn_limit": True}])
 def test_the_operator_gets_in(tmp_path: Path, settings: Any) -> None:
     async def scene() -> None:

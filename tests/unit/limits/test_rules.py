@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import errno
 import os
 import resource
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -12,10 +15,20 @@ import pytest
 from proxy.config import model
 from proxy.config.model import RuntimeLayer
 from proxy.config.overload_model import DownstreamConnections, OverloadManager
-from proxy.limits.pools import SPARE, Limit, NoDescriptors, Pools, TooManyLimits, most_connections
+from proxy.limits import tokens
+from proxy.limits.pools import (
+    GLOBAL,
+    SPARE,
+    Limit,
+    NoDescriptors,
+    Pools,
+    TooManyLimits,
+    WorkerPools,
+    most_connections,
+)
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
 from proxy.limits.tokens import MOST
-from proxy.runtime.control import RuntimeControl
+from proxy.runtime.control import Message, RuntimeControl
 from proxy.runtime.values import boolean, integer, text
 
 ADDRESS = (model.SocketAddress("127.0.0.1", 1),)
@@ -118,3 +131,48 @@ def test_limits_that_the_runtime_adds_are_bounded() -> None:
     assert len(pools.order()) == SPARE
     pools.put_in_force(more[:1])
     assert [limit.value for limit in pools.limits.values()] == [1] + [None] * (SPARE - 1)
+
+
+class Timer:
+    """It is never over."""
+
+    def cancel(self) -> None:
+        """Nothing to do."""
+
+
+def worker(pools: Pools, at: int) -> WorkerPools:
+    own = copy.copy(pools)
+    own.all = [copy.copy(pool) for pool in pools.all]
+    return WorkerPools(own, at, lambda _, callback: Timer())
+
+
+def test_a_changed_limit_holds_though_workers_hear_of_it_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "ROOM", 0)
+    control = RuntimeControl(replace(bootstrap(), runtime_layers=(RuntimeLayer("admin", (), True),)), 2)
+
+    async def change(limit: int, tell: Callable[[str, Message], Awaitable[list[int]]]) -> None:
+        assert await control.change({LEGACY_KEY: str(limit)}, tell) == []
+
+    async def nobody(_: str, message: Message) -> list[int]:
+        return []
+
+    asyncio.run(change(2**31 - 1, nobody))  # only counted
+    workers = [worker(control.pools, at) for at in range(2)]
+    one, other = (each.in_use[GLOBAL] for each in workers)
+    assert all(other.take() for _ in range(5))
+
+    async def one_after_the_other(_: str, message: Message) -> list[int]:
+        workers[0].apply(message[1])
+        if not one.held:
+            assert one.take() and one.take()
+            one.release()
+            assert one.spare == 1, "nobody has told it of the others"
+        workers[1].apply(message[1])
+        return []
+
+    asyncio.run(change(6, one_after_the_other))
+    assert not one.take() and not other.take(), "one and five"
+    other.release()
+    assert one.take() and not other.take()
+    for pool in control.pools.all:
+        pool.close()
