@@ -93,5 +93,5 @@ def bootstrap(reader: Reader) -> Bootstrap:
         runtime_fixed=frozenset(scope.runtime_asked),
         overload=reader.sub("overload_manager", overload_manager),
     )
-    warn_unknown(scope)
+    warn_unknown(scope, {one.name for one in listeners})
     return result

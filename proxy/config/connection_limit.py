@@ -17,6 +17,8 @@ def connection_limit(reader: Reader) -> ConnectionLimit:
     key, default = reader.sub("runtime_enabled", _feature_flag) or ("", True)
     if key:
         reader.scope.runtime_live.add(key)
+    if not reader.has("max_connections"):
+        reader.error("max_connections", "value is required")
     return ConnectionLimit(
         id=reader.path,
         stat_prefix=reader.string("stat_prefix"),

@@ -56,7 +56,7 @@ def _injected_resource(reader: Reader) -> Monitor:
     if "\0" in filename:
         reader.error("filename", "a path without NUL is expected")
     elif filename and "/" not in filename:
-        reader.error("filename", f"invalid file path {filename}")
+        reader.error("filename", f"invalid file path {filename}: its directory is expected, too")
     elif filename and not Path(filename).parent.is_dir():
         reader.error("filename", f"unable to add filesystem watch for file {filename}: No such file or directory")
     return model.InjectedResource(filename)

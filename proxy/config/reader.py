@@ -47,6 +47,8 @@ class Scope:
     """Keys that are looked at again whenever they change."""
     runtime_unknown: dict[str, str] = field(default_factory=dict)
     """Keys whose meaning is not known, with their paths."""
+    runtime_limits: dict[str, str] = field(default_factory=dict)
+    """Keys that limit a listener's connections, with their paths."""
     clusters: frozenset[str] | None = None
     """Names of the static clusters; None: references to clusters are not checked."""
     check_references: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from proxy.config.model import RuntimeLayer
 from proxy.config.reader import Reader, Scope, ignore
@@ -43,7 +43,8 @@ HARMLESS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 """(pattern of keys, test of the value, why it has no visible effect)."""
 
-LIVE = r"overload\.global_downstream_max_connections|envoy\.resource_limits\.listener\..*\.connection_limit"
+LISTENER_LIMIT = re.compile(r"envoy\.resource_limits\.listener\.(.*)\.connection_limit")
+LIVE = rf"overload\.global_downstream_max_connections|{LISTENER_LIMIT.pattern}"
 """Keys that are looked at again whenever they change (proxy.limits)."""
 
 VISIBLE_FEATURES: dict[str, bool | None] = {
@@ -127,12 +128,15 @@ def _flatten(reader: Reader, struct: dict[str, object]) -> dict[str, object]:
         elif isinstance(value, dict | bool | int | float | str):
             flat[key] = value
         else:
-            reader.error(f"static_layer[{key}]", f"Invalid runtime entry value for {key}")
+            reader.error(f"static_layer[{key}]", f"Invalid runtime entry value for {key}: true or false, a number, a "
+                                                 "text or keys below it are expected")
     return flat
 
 
 def _check(reader: Reader, key: str, value: object) -> None:
     where = f"static_layer[{key}]"
+    if LISTENER_LIMIT.fullmatch(key):
+        reader.scope.runtime_limits[key] = reader.at(where)
     if key in HONOURED or (problem := _problem(key, value)) is None:
         return
     if problem:
@@ -165,8 +169,19 @@ def why_fixed(key: str, value: str, looked_up: frozenset[str]) -> str | None:
     return (_problem(key, value) if value else None) or None
 
 
-def warn_unknown(scope: Scope) -> None:
+def no_such_listener(key: str, listeners: Collection[str]) -> str | None:
+    """What is wrong with a key that limits a listener which does not exist: a typing error must not open the door."""
+    found = LISTENER_LIMIT.fullmatch(key)
+    if found is None or found[1] in listeners:
+        return None
+    return f"there is no listener {found[1]!r}; this runtime key has no effect"
+
+
+def warn_unknown(scope: Scope, listeners: Collection[str]) -> None:
     """Warn about keys that nothing looked up. To be called when everything is compiled."""
+    for key, where in scope.runtime_limits.items():
+        if (why := no_such_listener(key, listeners)) is not None:
+            scope.warn(where, why)
     for key, where in scope.runtime_unknown.items():
         if key not in scope.runtime_asked and key not in scope.runtime_live:
             scope.warn(where, "this runtime key is not known and has no effect")

@@ -115,15 +115,24 @@ class Exhaustion:
         return now - last >= QUIET or now < last
 
 
-def first_reserved() -> int:
-    """New descriptors have the lowest number that is free: from this one on they are of the reserve."""
+def spare_descriptors() -> tuple[int, int]:
+    """(how many descriptors this process may have beside its reserve, the reserve)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft - min(RESERVE, soft // 8) if soft != resource.RLIM_INFINITY else 1 << 31
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 31, RESERVE
+    reserve = min(RESERVE, soft // 8)
+    return soft - reserve, reserve
 
 
-def next_descriptor() -> int:
-    """The number that the next descriptor would have; the largest there is when there can be none."""
+def open_descriptors() -> int:
+    """How many descriptors are open: two microseconds.
+
+    Before Linux 6.2, which cannot tell, it is the number that the next one would have: the lowest that is free. That is
+    less where descriptors of lower numbers have been closed meanwhile.
+    """
     try:
+        if size := os.stat("/proc/self/fd").st_size:
+            return size
         descriptor = os.open("/", os.O_PATH)
     except OSError:
         return 1 << 31
@@ -145,13 +154,17 @@ class ListenSocket:
         self._loopback_only = loopback_only
         self._loop = loop
         self._backlog = backlog
-        self._per_event = range(per_event or ACCEPT_BATCH)
+        self._spare, reserve = spare_descriptors()
+        # Upstream connections of what was accepted take their descriptors a few rounds of the loop later: when the
+        # descriptors become few they have to fit in what is left.
+        self._per_event = range(min(per_event or ACCEPT_BATCH, max(1, reserve // ACCEPT_BATCH)))
+        self._few = self._spare - reserve
+        self._scarce = False
         self.accepted = accepted
         self._sock: socket.socket | None = None
         self._family = int(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
         self._listening = False
         self._suspended = False
-        self._reserved = first_reserved()
         self._paused: TimerHandle | None = None
         self._closing: TimerHandle | None = None
 
@@ -212,8 +225,10 @@ class ListenSocket:
         sock = self._sock
         if sock is None:
             return
+        if self._scarce and not self._count_descriptors():
+            return
         family = self._family
-        reserved = self._reserved
+        few = self._few
         for _ in self._per_event:
             try:
                 fd, peer = sock._accept()  # type: ignore[attr-defined]
@@ -223,9 +238,19 @@ class ListenSocket:
                 self._accept_failed(error)
                 return
             self.accepted(SocketType(family, _SOCK_STREAM, 0, fd), peer)
-            if fd >= reserved:
-                self._pause("only reserved descriptors are left")
-                return
+            if fd >= few:  # new ones have the lowest number that is free, so all below are in use
+                self._scarce = True
+            if self._scarce:
+                return  # one for each event from now on, and none uncounted
+
+    def _count_descriptors(self) -> bool:
+        """Whether one more connection may be accepted though descriptors are scarce."""
+        count = open_descriptors()
+        if count >= self._spare:
+            self._pause("only reserved descriptors are left")
+            return False
+        self._scarce = count >= self._few
+        return True
 
     def _accept_failed(self, error: OSError) -> None:
         # Other errors belong to the connection that was about to be accepted (accept(2)): it is gone.
@@ -235,6 +260,7 @@ class ListenSocket:
     def _pause(self, why: str) -> None:
         if self._sock is None or self._paused is not None:
             return
+        self._scarce = True
         if Exhaustion.news(self._loop.time()):
             log.warning("listener %s: %s; new connections wait", self.address.text, why)
         self._loop.remove_reader(self._sock)
@@ -249,7 +275,7 @@ class ListenSocket:
         """Accept again after a pause, if there is room: the time is up, or a descriptor has become free."""
         if self._paused is not None:
             self._paused.cancel()
-            if next_descriptor() >= self._reserved:
+            if open_descriptors() >= self._spare:
                 Exhaustion.news(self._loop.time())  # the burst goes on
                 self._paused = self._loop.call_later(PAUSE, self.resume)
                 return

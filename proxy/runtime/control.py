@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from proxy import log
+from proxy.config.runtime import no_such_listener
 from proxy.limits.pools import SPARE, Order, TooManyLimits
 from proxy.limits.rules import LEGACY_KEY, MONITOR, limits_of, make_pools, monitored_limit
 from proxy.runtime.layers import RuntimeLayers, RuntimeRefused
@@ -58,6 +59,10 @@ class RuntimeControl:
         self.layers.override(overrides)
         if LEGACY_KEY in overrides:
             self.warn_of_legacy_key()
+        names = {listener.name for listener in self._bootstrap.listeners}
+        for key, value in overrides.items():
+            if value and (why := no_such_listener(key, names)) is not None:
+                _log.warning("%s: %s", key, why)
 
     def warn(self) -> None:
         """What Envoy says at the start about the limit of all connections."""

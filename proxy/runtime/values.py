@@ -8,6 +8,8 @@ import re
 _NUMBER = re.compile(
     r"\s*([+-]?)(?:(0[xX][0-9a-fA-F]{1,16})|(\d{1,25}(?:\.\d{0,25})?|\.\d{1,25})([eE][+-]?\d{1,3})?)\s*", re.ASCII)
 
+_WORDS = {"true": True, "yes": True, "y": True, "on": True, "false": False, "no": False, "n": False, "off": False}
+
 
 def integer(value: object) -> int | None:
     """Envoy's Snapshot::getInteger: an unsigned number, fractions cut off; None: the default is used."""
@@ -19,11 +21,16 @@ def integer(value: object) -> int | None:
 
 
 def boolean(value: object, default: bool) -> bool:
-    """Envoy's Snapshot::getBoolean."""
+    """Envoy's Snapshot::getBoolean: YAML's words, and whole numbers (of 32 bits) of which 0 is false."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.lower(), default)
+        word = value.strip()
+        if word in (word.lower(), word.upper(), word.capitalize()) and word.lower() in _WORDS:
+            return _WORDS[word.lower()]
+        value = _number(value)
+    if isinstance(value, int | float) and -1 << 31 <= value < (1 << 31) - 1 and value == int(value):
+        return value != 0
     return default
 
 

@@ -8,6 +8,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ MOST_TICKS = 40
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[ProxyProcess]:
     with socket.create_server(("127.0.0.1", 0)) as upstream:
-        thread = threading.Thread(target=answer_once, args=(upstream,))
+        thread = threading.Thread(target=answer_once, args=(upstream,), daemon=True)
         thread.start()
         port = str(upstream.getsockname()[1])
         proxy = ProxyProcess(tmp_path, CONFIG.replace(ROUTE, ROUTED) + CLUSTER.replace("UP", port))
@@ -84,7 +85,7 @@ def test_out_of_descriptors(proxy: ProxyProcess) -> None:
         assert ask(old).startswith(b"HTTP/1.1 200 OK\r\n")
         others = [clients.enter_context(connected(proxy)) for _ in range(CLIENTS)]
         wait_for("the worker to run out", lambda: "only reserved descriptors are left" in proxy.log)
-        wait_for("them to be in use", lambda: len(os.listdir(f"/proc/{worker}/fd")) > DESCRIPTORS - RESERVED)
+        wait_for("them to be in use", lambda: len(os.listdir(f"/proc/{worker}/fd")) >= DESCRIPTORS - RESERVED)
         served = proxy.stat("http.in.downstream_cx_active")
         assert DESCRIPTORS - 80 < served < DESCRIPTORS - RESERVED
 
@@ -110,6 +111,44 @@ def test_out_of_descriptors(proxy: ProxyProcess) -> None:
     wait_for("all to be gone", lambda: not proxy.stat("http.in.downstream_cx_active"))
     assert proxy.get() == 200
     assert proxy.log.count("new connections wait") == 1, proxy.log
+
+
+TCP = """\
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: ADMIN}}}
+static_resources:
+  listeners:
+  - name: main
+    address: {socket_address: {address: 127.0.0.1, port_value: MAIN}}
+    filter_chains:
+    - filters:
+      - name: tcp
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: raw
+          cluster: up
+""" + CLUSTER
+
+
+def test_connections_that_need_a_descriptor_each_for_their_upstream(tmp_path: Path) -> None:
+    """What is accepted is served: nobody's upstream connection finds that there is no descriptor left."""
+    with contextlib.ExitStack() as everything:
+        upstream = everything.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS))
+        proxy = ProxyProcess(tmp_path, TCP.replace("UP", str(upstream.getsockname()[1])))
+        everything.callback(proxy.close)
+        proxy.start(workers=1, descriptors=DESCRIPTORS)
+        clients = [connected(proxy) for _ in range(CLIENTS)]
+        for client in clients:
+            everything.callback(client.close)
+        wait_for("the worker to run out", lambda: "only reserved descriptors are left" in proxy.log)
+        served = proxy.stat("tcp.raw.downstream_cx_total")
+        assert DESCRIPTORS - 80 < 2 * served < DESCRIPTORS
+        for client in clients[:served // 2]:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST ends both sides
+            client.close()
+        # They leave two descriptors each, which are for a client and its upstream connection again.
+        wait_for("others to be served", lambda: proxy.stat("tcp.raw.downstream_cx_total") >= served + served // 2)
+        assert proxy.stat("cluster.up.upstream_cx_connect_fail") == 0
+        assert proxy.log.count("new connections wait") == 1, proxy.log
 
 
 def test_a_worker_that_cannot_be_forked(tmp_path: Path) -> None:

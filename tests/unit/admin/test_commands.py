@@ -188,6 +188,17 @@ def test_an_override_that_a_worker_has_not_confirmed() -> None:
     assert (answer.status, answer.body) == (503, "written, but not yet in force: no answer from worker 1\n")
 
 
+def test_a_limit_of_no_listener_is_warned_about(capfd: pytest.CaptureFixture[str]) -> None:
+    server = FakeServer({**LAYERS, "static_resources": {"listeners": [
+        {"name": "main", "address": {"socket_address": {"address": "1.2.3.4", "port_value": 1}}}]}})
+    for name in ("main", "mian"):
+        key = f"envoy.resource_limits.listener.{name}.connection_limit"
+        assert ask(server, runtime.handle_runtime_modify, f"/runtime_modify?{key}=1").body == "OK\n"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("] envoy.resource_limits.listener.mian.connection_limit: there is no listener 'mian'; "
+                         "this runtime key has no effect")
+
+
 def test_limits() -> None:
     server = FakeServer({
         "static_resources": {"listeners": [

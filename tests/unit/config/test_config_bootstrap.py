@@ -70,6 +70,16 @@ def test_unknown_keys_are_warned_about_with_their_path() -> None:
         "layered_runtime.layers[0].static_layer[some.key]: this runtime key is not known and has no effect"]
 
 
+def test_a_limit_of_no_listener_is_warned_about() -> None:
+    case = Case()
+    case.listener["name"] = "main"
+    case.document |= runtime({"envoy.resource_limits.listener.main.connection_limit": 1,
+                              "envoy.resource_limits.listener.mian.connection_limit": 1})
+    assert [warning for warning in case.load().warnings if "static_layer" in warning] == [
+        "layered_runtime.layers[0].static_layer[envoy.resource_limits.listener.mian.connection_limit]: "
+        "there is no listener 'mian'; this runtime key has no effect"]
+
+
 @pytest.mark.parametrize("layer", [
     {"envoy.reloadable_features.coalesce_lb_rebuilds_on_batch_update": False},
     {"envoy.deprecated_features:envoy.config.listener.v3.Listener.hidden_envoy_deprecated_use_original_dst": True},

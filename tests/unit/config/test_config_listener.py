@@ -197,6 +197,8 @@ def test_connection_limits_in_front() -> None:
     ([tcp_proxy(), limit()], f"{CHAIN}.filters[0]", "must be the last filter in a network filter chain"),
     ([limit(max_connections=0), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.max_connections",
      "value must be greater than or equal to 1"),
+    ([limit(max_connections=None), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.max_connections",
+     "value is required"),
     ([limit(delay="-1s"), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.delay", "Expected positive duration"),
     ([limit(stat_prefix=""), tcp_proxy()], f"{CHAIN}.filters[0].typed_config.stat_prefix", "at least 1"),
 ])

@@ -29,7 +29,7 @@ from proxy.limits.pools import (
 from proxy.limits.rules import LEGACY_KEY, MONITOR, exempt, limits_of, make_pools
 from proxy.limits.tokens import MOST
 from proxy.runtime.control import Message, RuntimeControl
-from proxy.runtime.values import boolean, integer, text
+from proxy.runtime.values import integer, text
 
 ADDRESS = (model.SocketAddress("127.0.0.1", 1),)
 
@@ -69,13 +69,6 @@ def test_who_is_exempt() -> None:
     ({"numerator": 1}, None), (None, None)])
 def test_integers(value: object, read: int | None) -> None:
     assert integer(value) == read
-
-
-@pytest.mark.parametrize(("value", "read"), [
-    (True, True), (False, False), ("true", True), ("FALSE", False), ("yes", None), (1, None), (None, None)])
-def test_booleans(value: object, read: bool | None) -> None:
-    for default in (True, False):
-        assert boolean(value, default) is (default if read is None else read)
 
 
 @pytest.mark.parametrize(("value", "shown"), [

@@ -132,35 +132,68 @@ class Endless(Full):
         return one.detach(), ("127.0.0.1", 1)
 
 
-def test_the_last_descriptors_are_not_for_clients(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop()
+def limited(monkeypatch: pytest.MonkeyPatch, soft: int, count: int) -> None:
+    """That many descriptors are allowed, and so many open."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    monkeypatch.setattr(accept, "open_descriptors", lambda: count)
+
+
+def with_connections(loop: Loop) -> tuple[ListenSocket, Endless]:
     one, _ = listening(loop, 0)
     sock: Any = Endless(0)
     loop.readers.clear()
     one._sock = sock
     loop.add_reader(sock, None)
     one.accepted = lambda accepted, _: accepted.close()
+    return one, sock
+
+
+def test_the_last_descriptors_are_not_for_clients(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, 20000, 19744)
+    loop = Loop()
+    one, sock = with_connections(loop)
     one._readable()
     assert sock.tries == accept.ACCEPT_BATCH
-    one._reserved = 3  # any descriptor is one of the last
+    one._few = 3  # any descriptor is one of the last but the reserve: from here on it is one at a time, and counted
     one._readable()
-    assert sock.tries == accept.ACCEPT_BATCH + 1  # it is served all the same
+    assert sock.tries == accept.ACCEPT_BATCH + 1
+    one._readable()
+    assert sock.tries == accept.ACCEPT_BATCH + 1
     assert sock not in loop.readers
     for _ in range(5):
         loop.advance(PAUSE)
-        one.resume()  # a connection has ended, and its descriptor is of the reserve, too
+        one.resume()  # a connection has ended, but its upstream connection has not
     assert sock.tries == accept.ACCEPT_BATCH + 1
-    monkeypatch.setattr(accept, "next_descriptor", lambda: 2)
+    monkeypatch.setattr(accept, "open_descriptors", lambda: 19743)
     loop.advance(PAUSE)
     assert sock in loop.readers
+    one._readable()
+    assert sock.tries == accept.ACCEPT_BATCH + 2
+    one._few = 19744  # there is room again
+    for _ in range(2):
+        one._readable()
+    assert sock.tries == accept.ACCEPT_BATCH * 3 + 2
     assert lines == ["listener 127.0.0.1:1: only reserved descriptors are left; new connections wait"]
 
 
-@pytest.mark.parametrize(("soft", "first"), [(256, 224), (1024, 896), (20000, 19744),
-                                             (resource.RLIM_INFINITY, 1 << 31)])
-def test_the_reserve(monkeypatch: pytest.MonkeyPatch, soft: int, first: int) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
-    assert accept.first_reserved() == first
+@pytest.mark.parametrize(("soft", "spare", "few", "batch"), [
+    (16, 14, 12, 1), (256, 224, 192, 2), (1024, 896, 768, 8), (20000, 19744, 19488, 16),
+    (resource.RLIM_INFINITY, 1 << 31, (1 << 31) - 256, 16)])
+def test_the_reserve(monkeypatch: pytest.MonkeyPatch, soft: int, spare: int, few: int, batch: int) -> None:
+    limited(monkeypatch, soft, 0)
+    one, sock = with_connections(Loop())
+    assert (one._spare, one._few) == (spare, few)
+    one._few = 1 << 31
+    one._readable()
+    assert sock.tries == batch
+
+
+def test_open_descriptors_are_counted() -> None:
+    one, other = socket.socketpair()
+    with other:
+        before = accept.open_descriptors()
+        one.close()
+        assert accept.open_descriptors() <= before  # less, where the kernel counts
 
 
 def test_asyncio_runs_out_in_the_admin_interface(monkeypatch: pytest.MonkeyPatch) -> None:
