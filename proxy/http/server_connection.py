@@ -201,16 +201,12 @@ class ServerConnection(Http1ServerCodec, asyncio.Protocol):
     def _flush_last(self) -> None:
         """The same when nothing comes after it, not even a delay: FIN goes along with it."""
         out = self.out
-        if (not out or self.transport.get_write_buffer_size() or sum(map(len, out)) > JOIN_LIMIT
-                or self.connection.transport_protocol != "raw_buffer"):  # these bytes are not what the socket carries
-            self.flush()
-            return
-        self.out = []
-        data = b"".join(out)
-        self.stats.downstream_cx_tx_bytes_total += len(data)
-        sent = self.connection.send_last(data)
-        if sent < len(data):
-            self.transport.write(data[sent:])
+        if out and sum(map(len, out)) <= JOIN_LIMIT and not self.transport.get_write_buffer_size():
+            data = b"".join(out)
+            sent = self.connection.send_last(data)
+            self.stats.downstream_cx_tx_bytes_total += sent
+            self.out = [data[sent:]] if sent < len(data) else []
+        self.flush()
 
     # Backpressure towards the client
 

@@ -51,6 +51,8 @@ class Connection:
 
         FIN goes out only if it has taken all. A packet of its own for FIN costs as much as one with a response.
         """
+        if self.transport_protocol != "raw_buffer":
+            return 0  # the socket does not carry these bytes as they are
         try:
             sent = self.sock.send(data, socket.MSG_MORE)
             if sent == len(data):
