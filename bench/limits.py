@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0, or with --strict 1 when a target is missed or cannot be judged; 2 when nothing could be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.limits", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=positive, default=25, help="of bursts, for each start of a proxy")
-    parser.add_argument("--starts", type=positive, default=6, help="of a proxy, for each row")
+    parser.add_argument("--starts", type=positive, default=6,
+                        help="of a proxy, for each row; twice as many again where the target cannot be judged")
     parser.add_argument("--strict", action="store_true", help="a target that is not met makes the exit status 1")
     options = parser.parse_args(arguments)
     met = []
@@ -142,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 began = time.monotonic()
                 found = measure(run, workers, limit, options.starts, options.pairs)
                 ratios = [limited / free for limited, free in found]
+                if judged and verdict(ratios) is None:
+                    found += measure(run, workers, limit, 2 * options.starts, options.pairs)
+                    ratios = [limited / free for limited, free in found]
                 low, high = median_interval(ratios) or (min(ratios), max(ratios))
                 said = ""
                 if judged:
