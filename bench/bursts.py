@@ -6,7 +6,7 @@ import contextlib
 import select
 import socket
 
-SMALLEST_READ = 65536
+READ = 65536
 PATIENCE = 5.0
 """Seconds without any event."""
 
@@ -42,7 +42,7 @@ def burst(port: int, request: bytes, count: int, at_once: int, body_bytes: int) 
             for fileno, _ in ready:
                 sock, received = opened[fileno]
                 try:
-                    data = sock.recv(SMALLEST_READ)
+                    data = sock.recv(READ)
                 except OSError as error:
                     raise BurstError(str(error)) from None
                 if data:

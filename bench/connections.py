@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from bench import memory
 from bench.config import PATH_1K
-from bench.process import Child, ProcessError
+from bench.process import Child, ProcessError, pinned
 from bench.subjects import CHECKOUT, Run, Running, SubjectError
 
 COUNT = 15_000
@@ -44,7 +44,7 @@ def holder(run: Run, running: Running, count: int, path: str) -> Iterator[None]:
     """A process on the load core that holds the connections; a process of its own, for its descriptors."""
     command = [sys.executable, "-m", "bench.holder", str(running.ports.http), str(count), run.host, path]
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(run.cores.load), *command],
+        pinned(command, run.cores.load, "KILL"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

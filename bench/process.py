@@ -44,10 +44,9 @@ class Child:
         self.name = name
         self.output = output
         self.errors = output.with_suffix(".stderr")
-        wrapped = ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", str(core), *command]
         with output.open("ab") as out, self.errors.open("ab") as err:
             self._popen = subprocess.Popen(
-                wrapped,
+                pinned(command, core, "TERM"),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -116,6 +115,11 @@ class Child:
         return "(it wrote nothing)"
 
 
+def pinned(command: Sequence[str], core: int, signal_name: str) -> list[str]:
+    """The command on one processor, ended by a signal when the harness dies."""
+    return ["setpriv", "--pdeathsig", signal_name, "taskset", "--cpu-list", str(core), *command]
+
+
 def run_pinned(
     command: Sequence[str],
     core: int,
@@ -130,7 +134,7 @@ def run_pinned(
     """
     deadline = time.monotonic() + timeout
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(core), *command],
+        pinned(command, core, "KILL"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

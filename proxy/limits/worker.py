@@ -1,7 +1,4 @@
-"""The limits of one worker: which pools its listeners ask, and how connections get on and off their books.
-
-A listener without a limit has no pools and asks nobody: ``admission`` is None then.
-"""
+"""The limits of one worker: which pools its listeners ask, and how connections get on and off their books."""
 
 from __future__ import annotations
 
@@ -46,12 +43,6 @@ class Place(Protocol):
 
 Charged = tuple[Place, ...]
 """Everything that a connection counts in."""
-
-
-class Counted(Protocol):
-    """A connection."""
-
-    charged: Charged
 
 
 Accepted = Callable[[SocketType, tuple[str, int]], None]
@@ -143,7 +134,7 @@ def gate(everything: Pool | None, own: Pool | None, serve: Serve, rejects: Calla
     return accepted
 
 
-def discharge(connection: Counted) -> None:
+def discharge(connection: Connection) -> None:
     """A connection is over: it counts nowhere any more."""
     for pool in connection.charged:
         pool.release()

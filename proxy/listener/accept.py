@@ -143,7 +143,7 @@ def open_descriptors() -> int:
 class ListenSocket:
     """Calls ``accepted(socket, peer name)`` for each connection, up to ``per_event`` for one event of the loop.
 
-    These are the sockets of the C module that socket.socket is made of, which are twice as fast to make.
+    These are the sockets of the C module that socket.socket is made of.
 
     ``loopback_only``: what comes from another host is not for it, whatever routing says (see `keep_to_loopback`).
     """

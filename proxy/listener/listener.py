@@ -119,7 +119,7 @@ class ActiveListener:
         everything, own = self.pools
         wildcard = listen_socket.address.host in WILDCARDS
         filters, context, loop, ids = self._listener_filters, self.context, self._loop, self._ids
-        # The usual single limit is asked right here: each call more costs a third of a percent of a connection.
+        # The usual single limit is asked right here, without a call of its own (tokens.Pool.take).
         pool = everything if own is None and self._rejects is None else None
         charged_to: Charged = () if pool is None else (pool,)
 

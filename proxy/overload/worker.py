@@ -41,11 +41,9 @@ class LoadShedPoint(Chance):
         self._stats = stats
 
     def __call__(self) -> bool:
-        value = self.value
-        if value > 0 and (value >= 1 or random() < value):
-            self._stats.shed_load_count += 1
-            return True
-        return False
+        sheds = super().__call__()
+        self._stats.shed_load_count += sheds
+        return sheds
 
 
 Changed = Callable[[float], None]
